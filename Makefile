@@ -1,0 +1,42 @@
+# Two commands do everything: `make report` and `make test`. Both set up their own .venv first, pinned.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: report test cells pages check lab clean help
+
+help:  ## what can be made
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(READY): settings.ini setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "lungseg needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt pip setuptools wheel
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[dev]'
+	@touch $@
+
+report: $(READY)  ## the whole way once, on the embedded cohort: DICOM to report, site in _docs/
+	$(BIN)/lungseg report
+
+test: $(READY) cells  ## every test: the notebooks' cells, then tests/
+	$(BIN)/python -m pytest
+
+cells: $(READY)
+	$(BIN)/nbdev_test --n_workers 2 --pause 0.2
+
+check: $(READY)  ## notebooks clean and formatted, package and README as the notebooks say
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest tests/test_upkeep.py
+
+pages: $(READY)  ## run the report afresh and keep its pages' outputs in nbs/report/
+	$(BIN)/lungseg report --keep-pages
+
+lab: $(READY)  ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab nbs
+
+clean:  ## remove what was made, but not .venv
+	rm -rf _docs _proc _build _runs build dist *.egg-info
