@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['project_root', 'SiteWarning', 'unknown_keys', 'page_address', 'Entry', 'Site', 'read_site', 'cell_options',
-           'run_notebook', 'notebook_key', 'execute_pages', 'Draft', 'output_markdown', 'cell_markdown',
-           'notebook_markdown', 'parse', 'plain', 'number', 'Page', 'render_page', 'sidebar_html', 'page_html',
-           'search_script', 'build_site', 'readme', 'write_readme']
+           'run_notebook', 'notebook_key', 'execute_pages', 'as_written', 'Documented', 'Draft', 'output_markdown',
+           'cell_markdown', 'notebook_markdown', 'parse', 'plain', 'number', 'Page', 'render_page', 'sidebar_html',
+           'page_html', 'search_script', 'build_site', 'readme', 'write_readme']
 
-# %% ../nbs/17_site.ipynb #523eed31
+# %% ../nbs/17_site.ipynb #1571f03d
 import ast
 import base64
 import html
+import inspect
 import json
+import linecache
 import os
 import posixpath
 import re
@@ -23,6 +25,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from configparser import ConfigParser
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from hashlib import sha256
@@ -30,6 +33,7 @@ from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from textwrap import dedent
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -453,7 +457,7 @@ def execute_pages(
         old.unlink()
     return {s: read_json(path) for s, path in kept.items()}
 
-# %% ../nbs/17_site.ipynb #ce44a63a
+# %% ../nbs/17_site.ipynb #a8d36076
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]{6,}")
 
 
@@ -496,6 +500,8 @@ def _stage(
             if source not in site.sources:
                 continue
             content = _with_outputs(json.loads(content), outputs.get(source), keys.get(source, ""))
+        elif path.name == "settings.ini" and "renderer" not in _settings(site.project):
+            content += b"\nrenderer = lungseg.site.Documented\n"
         wanted.add(stage / relative)
         if not (stage / relative).is_file() or (stage / relative).read_bytes() != content:
             with writing(stage / relative) as beside_it:
@@ -510,17 +516,106 @@ def _listed(value: Any) -> list[str]:
     return [] if value is None else [str(v) for v in value] if isinstance(value, list) else [str(value)]
 
 
+def _at_rest(
+    source: str,  # a code cell
+) -> str:
+    "Keep nbdev from running an example again because it imports something; it has its outputs already."
+    options, code = cell_options(source)
+    needed = (
+        options.keys() & {"export", "exports", "exporti", "exec_doc"}
+        or "show_doc" in code
+        or "eval" in options
+    )
+    imports = re.search(r"^\s*(import|from)\s", code, re.MULTILINE)
+    return f"#| eval: false\n{source}" if imports and not needed else source
+
+
 def _with_outputs(notebook: dict, outputs: list[list[dict]] | None, key: str) -> bytes:
     cells = [c for c in notebook["cells"] if c["cell_type"] == "code"]
     for cell, found in zip(cells, outputs or [c["outputs"] for c in cells], strict=True):
         cell["outputs"] = [o for o in map(_clean_output, found) if o]
         cell["execution_count"] = None
+        cell["source"] = _at_rest("".join(cell["source"]))
     notebook["metadata"] = {k: v for k, v in notebook["metadata"].items() if k != "widgets"} | {
         "lungseg": key
     }
     return json.dumps(notebook, ensure_ascii=False, indent=1).encode()
 
-# %% ../nbs/17_site.ipynb #a04de707
+# %% ../nbs/17_site.ipynb #ddfe81fb
+def _head(lines: list[str], node: ast.AST) -> list[str]:
+    "The lines of a `def` or `class` statement down to its colon."
+    body = node.body[0]
+    last = body.lineno - 1 if body.lineno > node.lineno else node.lineno
+    kept = lines[node.lineno - 1 : last]
+    while kept and not kept[-1].strip():
+        kept.pop()
+    return kept
+
+
+def as_written(
+    source: str,  # of one function or class
+) -> str:  # Python that says how it is called, without saying how it works
+    "The signature of a function, or the fields and public methods of a class, with their comments."
+    lines = dedent(source).splitlines()
+    node = ast.parse("\n".join(lines)).body[0]
+    kept = _head(lines, node)
+    if isinstance(node, ast.ClassDef):
+        dataclass_like = any("dataclass" in ast.unparse(d) for d in node.decorator_list)
+        shown = [] if dataclass_like else ["__init__", "__call__", "forward"]
+        for part in node.body:
+            if isinstance(part, ast.AnnAssign) and not ast.unparse(part.target).startswith("_"):
+                kept += lines[part.lineno - 1 : part.end_lineno]
+            elif isinstance(part, ast.FunctionDef) and (part.name in shown or not part.name.startswith("_")):
+                wrapped = [f"    @{ast.unparse(d)}" for d in part.decorator_list]
+                kept += ["", *wrapped, *_head(lines, part)]
+    return "\n".join(kept)
+
+
+def _source(
+    sym: Any,  # a function or class, imported or made in a notebook
+) -> str:
+    "Its source. Python cannot find that of a class made in a notebook; the cells that were run still hold it."
+    try:
+        return inspect.getsource(inspect.unwrap(sym))
+    except (OSError, TypeError):
+        for _size, _time, lines, _name in reversed([e for e in linecache.cache.values() if len(e) == 4]):
+            with suppress(SyntaxError):
+                text = "".join(lines)
+                tree = ast.parse(text) if f"class {sym.__name__}" in text else ast.Module([], [])
+                for node in tree.body:
+                    if isinstance(node, ast.ClassDef) and node.name == sym.__name__:
+                        first = min([d.lineno for d in node.decorator_list], default=node.lineno)
+                        return "".join(lines[first - 1 : node.end_lineno])
+        raise
+
+
+class Documented:
+    "What `show_doc` shows of a function or class: its signature as written, its docstring, and a link to its source."
+
+    def __init__(
+        self,
+        sym: Any,  # the function or class
+        name: str | None = None,  # the heading; its qualified name if None
+        title_level: int = 3,
+    ) -> None:
+        self.sym, self.level = sym, title_level
+        self.name = name or getattr(sym, "__qualname__", str(sym))
+
+    def _repr_markdown_(self) -> str:
+        link = _extra("nbdev.doclinks").NbdevLookup().code(self.name)
+        try:
+            signature = as_written(_source(self.sym))
+        except (OSError, TypeError, SyntaxError, AttributeError):
+            signature = self.name
+        parts = ["---", f'[source]({link}){{style="float:right; font-size:smaller"}}' if link else ""]
+        parts += [
+            f"{'#' * self.level} {self.name}",
+            f"```python\n{signature}\n```",
+            inspect.getdoc(self.sym) or "",
+        ]
+        return "\n\n".join(filter(None, parts))
+
+# %% ../nbs/17_site.ipynb #dcd6b5cd
 _NBDEV = """import sys
 from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
@@ -550,9 +645,12 @@ def _process(
     )
     missing = [s for s in site.sources if not (stage / "_proc" / s).is_file()]
     if done.returncode or missing:
-        where = re.findall(r"Error in notebook: .*", done.stderr)
-        last = (done.stderr.strip().splitlines() or [f"no page made of {', '.join(missing)}"])[-1]
-        raise SiteError(" ".join(["nbdev could not process the notebooks:", *where[-1:], last]))
+        where = re.findall(r"^Exception: (Error in notebook: .*)", done.stderr, re.MULTILINE)
+        causes = re.findall(r"^\w*(?:Error|Exception|Warning): .*", done.stderr, re.MULTILINE)
+        causes = [c for c in causes if "Error in notebook" not in c] or [
+            f"no page made of {', '.join(missing)}"
+        ]
+        raise SiteError(f"nbdev could not process the notebooks: {' '.join([*where[-1:], causes[-1]])}")
     return stage / "_proc"
 
 # %% ../nbs/17_site.ipynb #aa9d9e27
