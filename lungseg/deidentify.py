@@ -7,7 +7,7 @@ __all__ = ['TABLES', 'BASIC', 'OPTIONS', 'RESEARCH', 'OBJECTS', 'Rule', 'load_ta
            'resolve', 'decide', 'Key', 'patient_of', 'read_secret', 'shift_date', 'cap_age', 'clean_text',
            'deidentify_dataset', 'why_held', 'Deidentified', 'deidentify']
 
-# %% ../nbs/03_deidentify.ipynb #63652442
+# %% ../nbs/03_deidentify.ipynb #ef7060eb
 import csv
 import hmac
 import os
@@ -27,8 +27,11 @@ from pydicom import Dataset, dcmread
 from pydicom import uid as uids
 from pydicom.config import disable_value_validation
 from pydicom.datadict import dictionary_VR, keyword_for_tag
-from pydicom.dataelem import empty_value_for_VR
+from pydicom.dataelem import DataElement, RawDataElement, empty_value_for_VR
 from pydicom.dataset import FileMetaDataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_dataset
+from pydicom.tag import Tag
 
 from . import __version__
 from .core import Held, InputError, progress, writing
@@ -144,7 +147,7 @@ def resolve(
             return letter
     return "D"
 
-# %% ../nbs/03_deidentify.ipynb #f17c2623
+# %% ../nbs/03_deidentify.ipynb #00b312c5
 _MOMENT = {"full_dates": "K", "modified_dates": "C"}
 _UNLISTED = {
     **{vr: Rule("", "D", _MOMENT) for vr in ("DA", "TM", "DT")},
@@ -179,11 +182,8 @@ def decide(
     if group & 1 or not keyword or not tag & 0xFFFF or group >> 8 in (0x50, 0x60) or group <= 4:
         return "X"  # private, unknown, a group's length, curves and overlays, or no part of a data set
     rule = load_table().get(f"{tag:08x}") or _UNLISTED.get(dictionary_VR(tag))
-    if (
-        rule is None
-        or not rule.keyword
-        and (keyword in _WELL_KNOWN or keyword.endswith(("ClassUID", "SyntaxUID")))
-    ):
+    well_known = keyword in _WELL_KNOWN or keyword.endswith(("ClassUID", "SyntaxUID"))
+    if rule is None or (well_known and not rule.keyword):
         return "K"
     asked = {rule.options.get(OPTIONS[name].column) for name in keep}
     for letter in "KC":
@@ -297,8 +297,8 @@ def cap_age(
     years = int(found[1]) * {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1}[found[2]]
     return "090Y" if years >= 90 else found[0]
 
-# %% ../nbs/03_deidentify.ipynb #2e0e9f84
-_TOKEN = re.compile(r"\d+(?:[\s./_:,\-]+\d+)*[^\W\d_]*\d*|[^\W\d_][^\W_]*")
+# %% ../nbs/03_deidentify.ipynb #c0ee8d7e
+_TOKEN = re.compile(r"[wW]/[oO](?![^\W_])|\d+(?:[\s./_:,\-]+\d+)*[^\W\d_]*\d*|[^\W\d_][^\W_]*")
 _HARMLESS = re.compile(
     r"\d{1,3}(\.\d{1,2})?(mm|cm|ml|s|kv|kvp|ma|mas|hu|y)?|[bdhijqstu][a-z]?\d{2}[fhsm]?", re.IGNORECASE
 )
@@ -327,7 +327,7 @@ def clean_text(
         end = token.end()
     return "".join(kept).strip()
 
-# %% ../nbs/03_deidentify.ipynb #92c1c2c4
+# %% ../nbs/03_deidentify.ipynb #b38aeb01
 _DUMMY = {
     **{
         "AE": "ANONYMOUS",
@@ -396,8 +396,7 @@ def _put(
     vr: str,
     values: list,
 ) -> None:
-    del ds[tag]
-    ds.add_new(tag, vr, values[0] if len(values) == 1 else values)
+    ds[tag] = DataElement(tag, vr, values[0] if len(values) == 1 else values)
 
 
 def _dummy(
@@ -440,6 +439,9 @@ def _items(
         _walk(item, f"{parents}.{keyword_for_tag(tag)}".lstrip("."), task)
 
 
+_vr = lru_cache(dictionary_VR)
+
+
 def _walk(
     ds: Dataset,
     parents: str,
@@ -451,7 +453,7 @@ def _walk(
         if letter == "X":
             del ds[tag]
             continue
-        raw, vr = ds.get_item(tag), dictionary_VR(tag)
+        raw, vr = ds.get_item(tag), _vr(tag)
         if raw.VR not in (None, "UN", vr) and "SQ" in (raw.VR, vr):
             del ds[tag]  # a sequence where a value belongs, or the reverse: nothing in it can be judged
         elif not raw.value:
@@ -485,16 +487,27 @@ def _walk_clean(
     else:
         _dummy(ds, tag, vr, task)
 
-# %% ../nbs/03_deidentify.ipynb #23555a1f
+# %% ../nbs/03_deidentify.ipynb #bcc13883
+@lru_cache
 def _codes(
     keep: tuple[str, ...],
-) -> list[Dataset]:
-    codes = []
+    implicit: bool,
+    little: bool,
+) -> RawDataElement:
+    "The method's codes; they are the same in every file, so they are encoded once."
+    codes = Dataset()
+    codes.DeidentificationMethodCodeSequence = []
     for value, meaning in [BASIC, *((OPTIONS[k].code, OPTIONS[k].meaning) for k in keep)]:
         code = Dataset()
         code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, "DCM", meaning
-        codes.append(code)
-    return codes
+        codes.DeidentificationMethodCodeSequence.append(code)
+    buffer = DicomBytesIO()
+    buffer.is_implicit_VR, buffer.is_little_endian = implicit, little
+    write_dataset(buffer, codes)
+    encoded = buffer.getvalue()[8 if implicit else 12 :]  # after tag, type and length
+    return RawDataElement(
+        Tag("DeidentificationMethodCodeSequence"), "SQ", len(encoded), encoded, 0, implicit, little
+    )
 
 
 def _mark(
@@ -504,7 +517,9 @@ def _mark(
     ds.PatientID = ds.PatientName = task.key.patient(task.patient)
     ds.PatientIdentityRemoved = "YES"
     ds.DeidentificationMethod = [f"lungseg {__version__}", "PS3.15 Basic Profile", *task.keep]
-    ds.DeidentificationMethodCodeSequence = _codes(task.keep)
+    implicit, little = (False, True) if None in ds.original_encoding else ds.original_encoding
+    codes = _codes(task.keep, implicit, little)
+    ds[codes.tag] = codes
     kept = {"full dates": "UNMODIFIED", "modified dates": "MODIFIED"}
     ds.LongitudinalTemporalInformationModified = next(
         (v for k, v in kept.items() if k in task.keep), "REMOVED"

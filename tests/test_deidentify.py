@@ -1,0 +1,346 @@
+"De-identification: the table, the walk, the folder; on phantoms, on pydicom's odd files and on real series."
+
+import json
+import subprocess
+from datetime import datetime
+from hashlib import sha256
+from pathlib import Path
+from shutil import which
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydicom import Dataset, Sequence, dcmread
+from pydicom.data import get_testdata_file
+from pydicom.datadict import dictionary_VR, keyword_for_tag
+
+from lungseg.core import InputError
+from lungseg.deidentify import (
+    RESEARCH,
+    clean_text,
+    deidentify,
+    deidentify_dataset,
+    load_table,
+    shift_date,
+)
+from lungseg.dicom import identity_claims
+from lungseg.phantom import draw_phantom, write_phantom, write_rtstruct
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+SECRET = b"the secret of these tests"
+PLANTED = "Quirrenbach"
+
+
+def real(name: str) -> Path:
+    folder = DATA / name
+    if not folder.is_dir():
+        pytest.skip(f"shared/data/{name} is not here")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory) -> Path:
+    "Two patients with a CT and contours each; file and folder names hold their identity."
+    out = tmp_path_factory.mktemp("cohort")
+    for i in range(2):
+        who = f"{PLANTED}^Patient{i}"
+        phantom = draw_phantom(i, size=32, slices=6)
+        birth = "19510203"
+        ct = write_phantom(phantom, out / who / "CT", name=who, patient_id=f"{PLANTED}-{i}", birth_date=birth)
+        write_rtstruct(phantom, ct, out / who / "contours.dcm")
+    return out
+
+
+@pytest.fixture(scope="module")
+def slice_(cohort) -> Dataset:
+    return dcmread(next(cohort.rglob("000000.dcm")))
+
+
+# The table
+
+
+def test_basic_actions_are_those_of_the_package():
+    package = pytest.importorskip("dicomanonymizer.dicom_anonymization_databases.dicomfields_2026c")
+    theirs = {}
+    for group in ("D", "Z", "X", "U", "Z_D", "X_Z", "X_D", "X_Z_D", "X_Z_U_STAR"):
+        for tag in getattr(package, f"{group}_TAGS"):
+            if len(tag) == 2:
+                theirs[f"{tag[0]:04x}{tag[1]:04x}"] = group.replace("_STAR", "*").replace("_", "/")
+    assert {tag: r.action for tag, r in load_table().items() if not set(tag) & set("xg")} == theirs
+
+
+def test_the_table_agrees_with_the_edition_of_january_2025():
+    columns = {
+        **{
+            "rtnSafePrivOpt": "safe_private",
+            "rtnUIDsOpt": "uids",
+            "rtnDevIdOpt": "device",
+            "rtnInstIdOpt": "institution",
+        },
+        **{
+            "rtnPatCharsOpt": "patient",
+            "rtnLongFullDatesOpt": "full_dates",
+            "rtnLongModifDatesOpt": "modified_dates",
+        },
+        **{
+            "cleanDescOpt": "descriptors",
+            "cleanStructContOpt": "structured_content",
+            "cleanGraphOpt": "graphics",
+        },
+    }
+    differ = []
+    for row in json.loads(
+        (real("ps315") / "confidentiality_profile_attributes.json").read_text(encoding="utf-8")
+    ):
+        rule = load_table()[row["id"].split("-")[0]]
+        assert rule.action == row["basicProfile"]
+        theirs = {ours: row[name] for name, ours in columns.items() if row.get(name)}
+        if theirs != rule.options:
+            differ.append(rule.keyword)
+            assert rule.options.items() <= theirs.items(), "ours may remove more, never less"
+    # values that hanging protocols select by: our table does not keep them for any option
+    assert all(keyword.startswith("Selector") and keyword.endswith("Value") for keyword in differ)
+
+
+def test_every_row_names_the_attribute_that_pydicom_knows():
+    for tag, rule in load_table().items():
+        if not set(tag) & set("xg"):
+            assert keyword_for_tag(int(tag, 16)) in ("", rule.keyword)
+
+
+# Texts and dates
+
+
+@given(st.dates(), st.integers(365, 3651))
+def test_dates_move_by_whole_days_or_not_at_all(day, days):
+    moved = shift_date(f"{day:%Y%m%d}".zfill(8), days)
+    assert moved is None or (len(moved) == 8 and moved < f"{day:%Y%m%d}".zfill(8))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "Chest 3.0 B30f",
+            "THORAX WITH CONTRAST",
+            "Lung_R",
+            "SpinalCord",
+            "CT CHEST W/O CONTRAST",
+            "Axial 5mm",
+        ),
+        *(
+            "Heart",
+            "Esophagus",
+            "thin slice lung kernel",
+            "Topogram",
+            "PET/CT whole body",
+            "GTV-1",
+            "recon 1.5 mm",
+        ),
+    ],
+)
+def test_harmless_descriptions_stay(text):
+    assert clean_text(text) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["Meier", "123456", "12.05.1970", "123-45-6789", "Dr. Wu", "李", "O'Neil", "A1B2C3D4"]
+)
+def test_what_nobody_foresaw_goes(text):
+    assert clean_text(text) == ""
+
+
+# One data set
+
+
+TEXT = {"AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UT"}
+LISTED = [int(t, 16) for t in load_table() if not set(t) & set("xg") and keyword_for_tag(int(t, 16))]
+LISTED = [t for t in LISTED if dictionary_VR(t) in TEXT and t >> 16 > 4]
+CLEANED = st.sets(st.sampled_from(["descriptors", "modified dates", "uids"]))  # these retain no text as it is
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(tags=st.lists(st.sampled_from(LISTED), min_size=1, max_size=20), depth=st.integers(0, 4), keep=CLEANED)
+def test_a_name_planted_in_any_listed_attribute_at_any_depth_is_gone(
+    slice_, tmp_path_factory, tags, depth, keep
+):
+    ds = Dataset()
+    for tag in tags:
+        ds.add_new(tag, dictionary_VR(tag), PLANTED.upper() if dictionary_VR(tag) == "CS" else PLANTED)
+    kept_sequences = (
+        "DerivationCodeSequence",
+        "ReferencedImageSequence",
+        "RTReferencedStudySequence",
+        "ROIContourSequence",
+    )
+    for keyword in kept_sequences[:depth]:
+        outer = Dataset()
+        setattr(outer, keyword, Sequence([ds]))
+        ds = outer
+    for element in slice_:
+        if element.tag not in ds:
+            ds.add(element)
+    ds.add_new(0x00211010, "LO", PLANTED)
+    ds.add_new(0x00211011, "SQ", [Dataset()])
+    ds.add_new(0x60003000, "OW", PLANTED.encode() + b"\0")
+    after = deidentify_dataset(ds, secret=SECRET, keep=tuple(keep))
+    path = tmp_path_factory.mktemp("one") / "a.dcm"
+    after.save_as(path, enforce_file_format=True, implicit_vr=False, little_endian=True)
+    assert PLANTED.casefold().encode() not in path.read_bytes().lower()
+
+
+def test_standard_uids_are_left_alone(slice_):
+    after = deidentify_dataset(slice_, secret=SECRET)
+    standard = [str(e.value) for e in slice_.iterall() if str(e.value).startswith("1.2.840.10008.")]
+    kept = [str(e.value) for e in after.iterall()]
+    assert standard and set(standard) <= set(kept)
+
+
+def test_the_data_set_given_is_not_changed(slice_):
+    before = slice_.to_json()
+    deidentify_dataset(slice_, secret=SECRET)
+    assert slice_.to_json() == before
+
+
+def test_intervals_between_a_patients_examinations_stay(slice_):
+    days = []
+    for day in ("20240101", "20240402"):
+        ds = Dataset()
+        for element in slice_:
+            ds.add(element)
+        ds.StudyDate, ds.AcquisitionDateTime = day, day + "101500.5"
+        after = deidentify_dataset(ds, secret=SECRET)
+        days.append(datetime.strptime(after.StudyDate, "%Y%m%d"))
+        assert after.AcquisitionDateTime == after.StudyDate + "101500.5"
+        assert after.LongitudinalTemporalInformationModified == "MODIFIED"
+    assert (days[1] - days[0]).days == 92 and days[0].year < 2024
+
+
+def test_each_option_is_named_by_its_code(slice_):
+    after = deidentify_dataset(slice_, secret=SECRET, keep=("device", "uids"))
+    assert [c.CodeValue for c in after.DeidentificationMethodCodeSequence] == ["113100", "113109", "113110"]
+    assert after.SOPInstanceUID == slice_.SOPInstanceUID
+
+
+def test_another_secret_gives_other_identifiers(slice_):
+    a, b = (deidentify_dataset(slice_, secret=s) for s in (SECRET, SECRET[::-1]))
+    for keyword in ("PatientID", "PatientName", "SOPInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID"):
+        assert a[keyword].value != b[keyword].value
+
+
+# A folder
+
+
+def test_no_byte_of_the_output_and_no_file_name_holds_the_identity(cohort, tmp_path):
+    result = deidentify(cohort, tmp_path / "out", secret=SECRET)
+    assert len(result.files) == 14 and not result.held
+    for path in (tmp_path / "out").rglob("*"):
+        assert PLANTED not in path.relative_to(tmp_path).as_posix()
+        if path.is_file():
+            content = path.read_bytes()
+            assert PLANTED.lower().encode() not in content.lower() and b"19510203" not in content
+            assert content[:128] == bytes(128)
+    assert all(identity_claims(tmp_path / "out").true)
+
+
+def test_references_hold(cohort, tmp_path):
+    result = deidentify(cohort, tmp_path / "out", secret=SECRET)
+    outs = [dcmread(target) for _, target in result.files]
+    images = {str(ds.SOPInstanceUID) for ds in outs if ds.Modality == "CT"}
+    frames = {str(ds.FrameOfReferenceUID) for ds in outs if ds.Modality == "CT"}
+    for ds in (ds for ds in outs if ds.Modality == "RTSTRUCT"):
+        contours = [c for roi in ds.ROIContourSequence for c in roi.get("ContourSequence", [])]
+        assert contours
+        assert {str(i.ReferencedSOPInstanceUID) for c in contours for i in c.ContourImageSequence} <= images
+        assert {str(r.ReferencedFrameOfReferenceUID) for r in ds.StructureSetROISequence} <= frames
+        assert {"Lung_L", "Lung_R"} <= {str(r.ROIName) for r in ds.StructureSetROISequence}
+    assert len({str(ds.PatientID) for ds in outs}) == 2
+    assert all(ds.file_meta.MediaStorageSOPInstanceUID == ds.SOPInstanceUID for ds in outs)
+
+
+def test_the_input_is_not_touched_and_a_second_run_is_equal(cohort, tmp_path):
+    def digests(folder: Path) -> dict[str, str]:
+        files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
+        return {p.relative_to(folder).as_posix(): sha256(p.read_bytes()).hexdigest() for p in files}
+
+    before = digests(cohort)
+    deidentify(cohort, tmp_path / "a", secret=tmp_path / "secret")
+    deidentify(cohort, tmp_path / "b", secret=tmp_path / "secret")
+    assert digests(cohort) == before
+    assert digests(tmp_path / "a") == digests(tmp_path / "b") != {}
+
+
+@pytest.mark.parametrize(
+    "keep", [RESEARCH, (), ("full dates", "device", "institution", "patient characteristics")]
+)
+def test_the_output_conforms(cohort, tmp_path, keep):
+    if which("dciodvfy") is None:
+        pytest.skip("dciodvfy (Debian's dicom3tools) is not installed")
+
+    def errors(path: Path) -> set[str]:
+        run = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, errors="replace")
+        return {line for line in (run.stdout + run.stderr).splitlines() if line.startswith("Error")}
+
+    for source, target in deidentify(cohort, tmp_path / "out", secret=SECRET, keep=keep).files:
+        assert not errors(target) - errors(source)
+
+
+def test_folders_and_secrets_that_would_do_harm_are_refused(cohort, tmp_path):
+    for dst in (cohort, cohort / "out", cohort.parent):
+        with pytest.raises(InputError, match="may not lie in one another"):
+            deidentify(cohort, dst, secret=SECRET)
+    with pytest.raises(InputError, match="in the output folder"):
+        deidentify(cohort, tmp_path / "out", secret=tmp_path / "out" / "secret")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "open").write_text("a secret that anyone can read")
+    (tmp_path / "open").chmod(0o644)
+    with pytest.raises(InputError, match="mode 0644"):
+        deidentify(cohort, tmp_path / "out", secret=tmp_path / "open")
+    with pytest.raises(InputError, match="at least 16 bytes"):
+        deidentify(cohort, tmp_path / "out", secret=b"short")
+
+
+def test_a_bad_file_is_held_without_ending_the_batch(cohort, tmp_path):
+    good = next(cohort.rglob("000000.dcm")).read_bytes()
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "good").write_bytes(good)
+    other = dcmread(next(cohort.rglob("000001.dcm")))
+    other.save_as(tmp_path / "in" / "torn")
+    torn = (tmp_path / "in" / "torn").read_bytes()
+    (tmp_path / "in" / "torn").write_bytes(torn[:-500])
+    (tmp_path / "in" / "empty").touch()
+    result = deidentify(tmp_path / "in", tmp_path / "out", secret=SECRET)
+    assert [s.name for s, _ in result.files] == ["good"]
+    assert {h.item for h in result.held} == {"torn", "empty"}
+    assert len(list((tmp_path / "out").rglob("*.dcm"))) == 1
+
+
+def test_odd_files_are_passed_whole_or_held_and_never_quoted(tmp_path):
+    src, bundled = tmp_path / "in", Path(get_testdata_file("CT_small.dcm")).parent
+    src.mkdir()
+    for i, path in enumerate(sorted(bundled.iterdir())):
+        if path.is_file() and path.stat().st_size < 1_000_000:
+            (src / f"{i:03d}.dcm").write_bytes(path.read_bytes())
+    result = deidentify(src, tmp_path / "out", secret=SECRET)
+    assert len(result.files) + len(result.held) == len(list(src.iterdir()))
+    for source, target in result.files:
+        before, after = dcmread(source, force=True), dcmread(target)
+        assert after.PatientIdentityRemoved == "YES"
+        if "PixelData" in before:
+            assert after.PixelData == before.PixelData
+        name = str(before.get("PatientName", ""))
+        assert len(name) < 4 or not any(name in h.reason for h in result.held)
+
+
+@pytest.mark.parametrize("name", ["lungdx-a0002", "dicom-robustness", "cip-ct64"])
+def test_real_series_keep_their_pixels_and_conform_as_before(name, tmp_path):
+    result = deidentify(real(name), tmp_path / "out", secret=SECRET)
+    assert result.files and not [
+        h for h in result.held if h.item.endswith(".dcm") and "same SOP" not in h.reason
+    ]
+    for source, target in result.files:
+        before, after = dcmread(source), dcmread(target)
+        assert before.get("PixelData") == after.get("PixelData")
+        assert before.file_meta.TransferSyntaxUID == after.file_meta.TransferSyntaxUID
+        said = str(before.get("PatientName") or "").encode()
+        assert len(said) < 5 or said == b"Anonymous" or said not in target.read_bytes()
