@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METHODS', 'SPLITS', 'lung_position', 'is_excellent', 'score_case', 'summarise', 'save_predictions',
            'load_predictions', 'Evaluation', 'evaluate', 'known_affine', 'current_run', 'load_evaluation',
-           'report_tags', 'Interval', 'patient_interval', 'pick', 'markdown_table']
+           'report_tags', 'counted', 'Interval', 'patient_interval', 'pick', 'markdown_table']
 
 # %% ../nbs/14_evaluate.ipynb #e6d34dbb
 import json
@@ -173,7 +173,7 @@ def _parts(
         ((part, name) for name, part in part_of.items()), key=lambda pn: (SPLITS.index(pn[0]), pn[1])
     )
 
-# %% ../nbs/14_evaluate.ipynb #53ee87e4
+# %% ../nbs/14_evaluate.ipynb #68fbb9c2
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     "The two tables of a run, and where its cases and predictions are."
@@ -191,6 +191,12 @@ class Evaluation:
     def prediction(self, name: str, method: str = "network") -> Mask:
         "A case's kept mask."
         return load_predictions(self.run / "evaluation", name)[0][method]
+
+    @property
+    def judged(self) -> str:
+        "The part that says how good the run is: the test patients; without any, those it knows least."
+        there = set(self.patients.split)
+        return next(part for part in ("test", "external", "validation", "train") if part in there)
 
     def part(self, split: str, method: str = "network") -> "Evaluation":
         "One split and method alone."
@@ -340,7 +346,16 @@ def report_tags(
     findings = read_json(found) if found.is_file() else {}
     return table, findings.get("differences", []), findings.get("identity", [])
 
-# %% ../nbs/14_evaluate.ipynb #84a537ac
+# %% ../nbs/14_evaluate.ipynb #33d0d863
+def counted(
+    n: int,  # how many
+    noun: str,  # in the singular
+    plural: str = "",  # if it is not the noun and an s
+) -> str:
+    'A number with its noun: "1 patient", "4 patients", "no patients".'
+    return f"{n if n else 'no'} {noun if n == 1 else plural or noun + 's'}"
+
+# %% ../nbs/14_evaluate.ipynb #9eaab562
 @dataclass(frozen=True)
 class Interval:
     "A mean with its bootstrap interval over patients."
@@ -354,7 +369,7 @@ class Interval:
     @property
     def warning(self) -> str:
         "What a reader must know about n; empty if nothing."
-        patients = f"{self.patients} patient{'s' * (self.patients != 1)}"
+        patients = counted(self.patients, "patient")
         if self.patients < 3:
             return f"With {patients} there is no telling how another one would do."
         if self.patients < 10:
@@ -410,7 +425,7 @@ def pick(
     ranked = ranked.loc[order[which].sort_values(kind="stable").index]
     return (ranked if per_patient is None else ranked.groupby("case", sort=False).head(per_patient)).head(n)
 
-# %% ../nbs/14_evaluate.ipynb #9e5d289a
+# %% ../nbs/14_evaluate.ipynb #e3e112f9
 def markdown_table(
     table: pd.DataFrame,  # what to show; the index is left out
     *,
@@ -425,7 +440,7 @@ def markdown_table(
 
 
 def _cell(value, digits: int) -> str:
-    if value is None or (isinstance(value, float) and np.isnan(value)):
+    if pd.isna(value):
         return "–"
     if isinstance(value, float):
         return f"{value:.{digits}f}"

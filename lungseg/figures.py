@@ -7,7 +7,7 @@ __all__ = ['REFERENCE', 'PREDICTION', 'METHOD_COLOUR', 'SPLIT_COLOUR', 'HOUSE', 
            'box_plots', 'network_against_threshold', 'dice_along_lungs', 'heatmaps', 'accuracy_against_dice', 'Panel',
            'slice_panels', 'picked_panels', 'hu_counts', 'hu_histograms', 'case_panels', 'lung_shares']
 
-# %% ../nbs/15_figures.ipynb #5e3cc845
+# %% ../nbs/15_figures.ipynb #1b2dc3c0
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import wraps
@@ -18,18 +18,18 @@ import pandas as pd
 from jaxtyping import Bool, Integer
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from matplotlib.ticker import MaxNLocator
 
 from .cohort import Store
 from .core import InputError
 from .evaluate import METHODS, SPLITS, Evaluation, known_affine
 
-# %% ../nbs/15_figures.ipynb #3e63e755
+# %% ../nbs/15_figures.ipynb #4128d6cb
 REFERENCE, PREDICTION = "#0072B2", "#E69F00"
 METHOD_COLOUR = {"network": PREDICTION, "threshold": "#666666"}
 SPLIT_COLOUR = {"train": "#999999", "validation": "#CC79A7", "test": "#009E73", "external": "#D55E00"}
 HOUSE = {
-    "figure.dpi": 120,
+    "figure.dpi": 96,
     "figure.facecolor": "white",
     "figure.constrained_layout.use": True,
     "font.family": "sans-serif",
@@ -86,7 +86,7 @@ def training_curves(
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     return fig
 
-# %% ../nbs/15_figures.ipynb #d93e90b7
+# %% ../nbs/15_figures.ipynb #a71b85c1
 @_house
 def histograms(
     table: pd.DataFrame,  # rows of one method: slices or patients
@@ -106,7 +106,7 @@ def histograms(
         ax.set(title=f"{split} ({values.count()}{nan})", xlabel=_name(score))
     axes[0, 0].set_ylabel("count (log)" if log else "count")
     if log:
-        axes[0, 0].yaxis.set_major_formatter(ScalarFormatter())
+        axes[0, 0].yaxis.set_major_formatter("{x:g}")
         axes[0, 0].yaxis.minorticks_off()
         axes[0, 0].set_ylim(bottom=0.7)
     return fig
@@ -246,7 +246,7 @@ def accuracy_against_dice(
     fig.colorbar(points, label="lung, % of the slice")
     return fig
 
-# %% ../nbs/15_figures.ipynb #6daeda8a
+# %% ../nbs/15_figures.ipynb #7806ea3c
 LUNG_WINDOW = (-600, 1500)  # level and width in HU
 
 
@@ -282,8 +282,8 @@ def _draw(ax: Axes, panel: Panel, window: tuple[float, float]) -> None:
     _crop_to_body(ax, panel)
     if panel.affine is not None:
         left, right = "RL" if steps[0, 2] > 0 else "LR"  # x grows to the patient's left
-        for x, ha, letter in ((0.03, "left", left), (0.97, "right", right)):
-            ax.text(x, 0.5, letter, ha=ha, va="center", color="white", fontsize=8, transform=ax.transAxes)
+        for x, ha, letter in ((0.02, "left", left), (0.98, "right", right)):
+            ax.text(x, 0.98, letter, ha=ha, va="top", color="white", transform=ax.transAxes)
         if steps[1, 1] < 0:
             ax.invert_yaxis()  # the front of the patient is always above
     ax.set_title(panel.title, fontsize=8)
