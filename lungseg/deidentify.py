@@ -7,20 +7,22 @@ __all__ = ['TABLES', 'BASIC', 'OPTIONS', 'RESEARCH', 'OBJECTS', 'Rule', 'load_ta
            'resolve', 'decide', 'Key', 'patient_of', 'read_secret', 'shift_date', 'cap_age', 'clean_text',
            'deidentify_dataset', 'why_held', 'Deidentified', 'deidentify']
 
-# %% ../nbs/03_deidentify.ipynb #ef7060eb
+# %% ../nbs/03_deidentify.ipynb #4ed97222
 import csv
 import hmac
 import os
 import re
 import secrets
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import date, timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import sha256
 from importlib.resources import files
+from multiprocessing import get_context
 from pathlib import Path
 
 from pydicom import Dataset, dcmread
@@ -487,7 +489,7 @@ def _walk_clean(
     else:
         _dummy(ds, tag, vr, task)
 
-# %% ../nbs/03_deidentify.ipynb #bcc13883
+# %% ../nbs/03_deidentify.ipynb #ebf6f3e5
 @lru_cache
 def _codes(
     keep: tuple[str, ...],
@@ -537,21 +539,15 @@ def _new_file_meta(
     return meta
 
 
-_PERSONS = (
-    "PatientName",
-    "PatientID",
-    "OtherPatientNames",
-    "PatientBirthName",
-    "ReferringPhysicianName",
-    "OperatorsName",
-)
+_PERSONS = ("PatientName", "OtherPatientNames", "PatientBirthName", "ReferringPhysicianName", "OperatorsName")
 
 
 def _identity(
     ds: Dataset,
 ) -> frozenset[str]:
-    said = " ".join(str(ds.get(k) or "") for k in _PERSONS).casefold()
-    return frozenset(w for w in re.findall(r"[^\W_]+", said) if len(w) > 1)
+    "The words of the names in a header; a name that repeats the number is a pseudonym, and may say LUNG-001."
+    names = [str(ds.get(k) or "") for k in _PERSONS if ds.get(k) != ds.get("PatientID")]
+    return frozenset(w for w in re.findall(r"[^\W_]+", " ".join(names).casefold()) if len(w) > 1)
 
 
 def _apply(
@@ -614,7 +610,7 @@ def why_held(
             return "PixelData: cut short"
     return ""
 
-# %% ../nbs/03_deidentify.ipynb #ccda10ea
+# %% ../nbs/03_deidentify.ipynb #60438294
 @dataclass(frozen=True)
 class Deidentified:
     "What became of a folder."
@@ -701,6 +697,20 @@ def _deidentify_file(
     return None
 
 
+def _each(
+    jobs: list[_Job],
+    key: Key,
+    keep: tuple[str, ...],
+    workers: int,
+) -> Iterator[Held | None]:
+    work = partial(_deidentify_file, key=key, keep=keep)
+    if workers <= 1:
+        yield from map(work, jobs)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(work, jobs, chunksize=16)
+
+
 def deidentify(
     src: Path | str,  # a folder of DICOM files, with its subfolders; is not changed
     dst: Path | str,  # is made; may not lie in `src` nor hold it
@@ -710,6 +720,7 @@ def deidentify(
     | bytes
     | None = None,  # the project's secret or its file; None: `dst` with `.secret` added
     keep: Sequence[str] = RESEARCH,  # options of PS3.15, keys of `OPTIONS`
+    workers: int = 1,  # processes; the files are the same for any number
 ) -> Deidentified:
     """De-identify a folder of DICOM files by PS3.15's Basic Profile with options.
 
@@ -725,11 +736,7 @@ def deidentify(
         raise InputError(
             f"{src.name}: expected DICOM files, found none that may be passed on ({len(held)} others)"
         )
-    done = []
-    for job in progress(jobs, "De-identifying", unit="file"):
-        reason = _deidentify_file(job, key, keep)
-        if reason:
-            held.append(reason)
-        else:
-            done.append((job.source, job.target))
+    reasons = list(progress(_each(jobs, key, keep, workers), "De-identifying", unit="file", total=len(jobs)))
+    done = [(job.source, job.target) for job, reason in zip(jobs, reasons, strict=True) if reason is None]
+    held += [reason for reason in reasons if reason is not None]
     return Deidentified(done, sorted(held, key=lambda h: h.item), names)
