@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['project_root', 'SiteWarning', 'unknown_keys', 'page_address', 'Entry', 'Site', 'read_site', 'cell_options',
-           'run_notebook', 'notebook_key', 'execute_pages', 'as_written', 'Documented', 'Draft', 'output_markdown',
-           'cell_markdown', 'notebook_markdown', 'parse', 'plain', 'number', 'Page', 'render_page', 'sidebar_html',
-           'page_html', 'search_script', 'build_site', 'readme', 'write_readme']
+           'run_notebook', 'notebook_key', 'execute_pages', 'as_written', 'Documented', 'in_reading_order', 'Draft',
+           'output_markdown', 'cell_markdown', 'notebook_markdown', 'parse', 'plain', 'number', 'Page', 'render_page',
+           'sidebar_html', 'page_html', 'search_script', 'build_site', 'keep_outputs', 'readme', 'write_readme']
 
 # %% ../nbs/17_site.ipynb #1571f03d
 import ast
@@ -541,7 +541,7 @@ def _with_outputs(notebook: dict, outputs: list[list[dict]] | None, key: str) ->
     }
     return json.dumps(notebook, ensure_ascii=False, indent=1).encode()
 
-# %% ../nbs/17_site.ipynb #ddfe81fb
+# %% ../nbs/17_site.ipynb #10583b1b
 def _head(lines: list[str], node: ast.AST) -> list[str]:
     "The lines of a `def` or `class` statement down to its colon."
     body = node.body[0]
@@ -568,7 +568,8 @@ def as_written(
             elif isinstance(part, ast.FunctionDef) and (part.name in shown or not part.name.startswith("_")):
                 wrapped = [f"    @{ast.unparse(d)}" for d in part.decorator_list]
                 kept += ["", *wrapped, *_head(lines, part)]
-    return "\n".join(kept)
+    bare = isinstance(node, ast.ClassDef) and len(kept) == 1
+    return kept[0].partition(":")[0] if bare else "\n".join(kept)
 
 
 def _source(
@@ -609,13 +610,13 @@ class Documented:
             signature = self.name
         parts = ["---", f'[source]({link}){{style="float:right; font-size:smaller"}}' if link else ""]
         parts += [
-            f"{'#' * self.level} {self.name}",
+            f"{'#' * self.level} {self.name} {{.api}}",
             f"```python\n{signature}\n```",
             inspect.getdoc(self.sym) or "",
         ]
         return "\n\n".join(filter(None, parts))
 
-# %% ../nbs/17_site.ipynb #dcd6b5cd
+# %% ../nbs/17_site.ipynb #6d2a3dcd
 _NBDEV = """import sys
 from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
@@ -651,7 +652,39 @@ def _process(
             f"no page made of {', '.join(missing)}"
         ]
         raise SiteError(f"nbdev could not process the notebooks: {' '.join([*where[-1:], causes[-1]])}")
+    for source in site.sources:
+        staged, made = read_json(stage / source), read_json(stage / "_proc" / source)
+        if (ordered := in_reading_order(made, staged)) != made:
+            write_json(stage / "_proc" / source, ordered)
     return stage / "_proc"
+
+# %% ../nbs/17_site.ipynb #66a86e46
+_DOCUMENTED = re.compile(r"^show_doc\((\w+)", re.MULTILINE)
+
+
+def in_reading_order(
+    made: dict,  # a notebook that nbdev has processed
+    staged: dict,  # the same before
+) -> dict:  # `made`, with the documentation of neighbouring functions in the order of their definitions
+    "Put runs of documentation cells into the order in which the functions are defined."
+    code = "\n".join("".join(c["source"]) for c in staged["cells"] if c["cell_type"] == "code")
+    order = {
+        name: i for i, name in enumerate(re.findall(r"^(?:async def|def|class) (\w+)", code, re.MULTILINE))
+    }
+    cells: list[dict] = []
+    together: list[dict] = []
+
+    def place(cell: dict) -> int:
+        return order.get(_DOCUMENTED.search("".join(cell["source"]))[1], len(order))
+
+    for cell in [*made["cells"], None]:
+        source = "".join(cell.get("source") or "") if cell else ""
+        if cell and cell["cell_type"] == "code" and _DOCUMENTED.search(source):
+            together.append(cell)
+        elif cell is None or source.strip():
+            cells += [*sorted(together, key=place), *([cell] if cell else [])]
+            together = []
+    return {**made, "cells": cells}
 
 # %% ../nbs/17_site.ipynb #aa9d9e27
 @dataclass
@@ -1474,6 +1507,46 @@ def build_site(
         _render_pandoc(site, processed, made, workers=workers)
     _put(made, out)
     return out / "index.html"
+
+# %% ../nbs/17_site.ipynb #5abb5bd0
+def _light(
+    output: dict,  # cleaned
+    most: int,  # characters of HTML
+) -> dict:
+    data = output.get("data", {})
+    if len("".join(data.get("text/html", ""))) <= most:
+        return output
+    return {**output, "data": {k: v for k, v in data.items() if k != "text/html"}}
+
+
+def keep_outputs(
+    project: Path | str,
+    folder: str = "nbs/report",  # the notebooks in here, relative to the project
+    *,
+    run: Path | str | None = None,  # the run they show
+    most: int = 100_000,  # characters of HTML that one output may have
+    workers: int = 2,
+    work: Path | str | None = None,  # working folder, as for `build_site`
+) -> list[Path]:  # the notebooks that were written
+    "Execute the notebooks of a folder and store their outputs in them, clean and small."
+    site = read_site(project)
+    chosen = tuple(s for s in site.sources if s.startswith(folder.rstrip("/") + "/"))
+    kept = Path(work or site.project / "_build").resolve() / "site" / "kept"
+    outputs = execute_pages(
+        replace(site, sources=chosen), kept, run=Path(run).resolve() if run else None, workers=workers
+    )
+    for source in chosen:
+        notebook = read_json(site.project / source)
+        cells = [c for c in notebook["cells"] if c["cell_type"] == "code"]
+        for cell, found in zip(cells, outputs[source], strict=True):
+            cell["outputs"] = [_light(o, most) for o in map(_clean_output, found) if o]
+            for output in cell["outputs"]:
+                if "execution_count" in output:
+                    output["execution_count"] = None
+        text = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+        with writing(site.project / source) as path:
+            path.write_text(text, encoding="utf-8")
+    return [site.project / s for s in chosen]
 
 # %% ../nbs/17_site.ipynb #7b270a9f
 def readme(
