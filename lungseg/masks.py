@@ -6,14 +6,14 @@
 __all__ = ['ORDERS', 'AXES', 'LUNG_AIR_HU', 'MIN_SCORE', 'MIN_LEAD', 'USUAL_KEYS', 'NOT_MASKS', 'GRID_TOLERANCE', 'Placing',
            'placings', 'agreement', 'place_mask', 'binary', 'npz_mask', 'on_grid', 'read_mask', 'write_mask', 'sides']
 
-# %% ../nbs/05_masks.ipynb #44b80ecb
+# %% ../nbs/05_masks.ipynb #5a4bb31b
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float, Num
+from jaxtyping import Bool, Float, Shaped
 
 from .core import Affine, InputError, Mask, MaskError, writing
 from .volume import Volume, load_nifti, lps_axes, npz_affine, npz_arrays, reordered, save_nifti
@@ -53,8 +53,8 @@ def placings(
             for n in range(len(long) + 1):
                 yield from (Placing(order, flips) for flips in combinations(long, n))
 
-# %% ../nbs/05_masks.ipynb #c46f30b3
-LUNG_AIR_HU = -400  # between lung (about -850) and soft tissue (about 40), as in Hofmanninger et al. (2020)
+# %% ../nbs/05_masks.ipynb #ac60ad73
+LUNG_AIR_HU = -400  # half way between aerated lung (about -850) and soft tissue (about 40)
 
 
 def _thinned(
@@ -77,12 +77,12 @@ def agreement(
     "How well a mask agrees with the CT: lungs are air, and what surrounds them is not."
     return float(air[inside].mean() - air[around].mean())
 
-# %% ../nbs/05_masks.ipynb #cd4ebb81
+# %% ../nbs/05_masks.ipynb #c44bfb17
 MIN_SCORE, MIN_LEAD = 0.6, 0.05
 
 
 def place_mask(
-    stored: Num[np.ndarray, "a b c"] | Bool[np.ndarray, "a b c"],  # a mask, its axes in any order
+    stored: Shaped[np.ndarray, "..."],  # a mask, its axes in any order
     volume: Volume,  # the CT it belongs to
     name: str = "mask",  # what to call it in messages
 ) -> tuple[Mask, Placing]:
@@ -121,10 +121,9 @@ def place_mask(
 
 
 def binary(
-    stored: Num[np.ndarray, "a b c"]
-    | Bool[np.ndarray, "a b c"],  # 0 and 1, 0 and 255, label numbers, or shares up to 1
+    stored: Shaped[np.ndarray, "..."],  # 0 and 1, 0 and 255, label numbers, or shares up to 1
     name: str = "mask",  # what to call it in messages
-) -> Bool[np.ndarray, "a b c"]:
+) -> Bool[np.ndarray, "..."]:
     "A stored mask as True and False: above one half if it is in fractions, any label otherwise. Raises `MaskError`."
     if stored.dtype.kind not in "biuf":
         raise MaskError(f"{name}: values of type {stored.dtype}, expected numbers")
@@ -172,17 +171,19 @@ def npz_mask(
         return on_grid(stored, npz_affine(arrays)[0], volume, path.name), None
     return place_mask(stored, volume, path.name)
 
-# %% ../nbs/05_masks.ipynb #aeeaf0d0
+# %% ../nbs/05_masks.ipynb #4fd8acee
 GRID_TOLERANCE = 0.05  # of a voxel, at every corner
 
 
 def on_grid(
-    stored: Num[np.ndarray, "a b c"] | Bool[np.ndarray, "a b c"],  # a mask
+    stored: Shaped[np.ndarray, "..."],  # a mask
     affine: Affine,  # its indices to mm, LPS
     volume: Volume,  # the CT it belongs to
     name: str = "mask",  # what to call it in messages
 ) -> Mask:
     "Put a mask with a grid of its own on its volume's, if they differ in nothing but the order of axes. Raises `MaskError`."
+    if stored.ndim != 3:
+        raise MaskError(f"{name}: shape {stored.shape}, expected the volume's {volume.shape}")
     mine = Volume(np.broadcast_to(np.int16(0), stored.shape), affine)
     order, flips = _axes_onto(affine, volume.affine)
     shape = tuple(stored.shape[a] for a in order)

@@ -8,7 +8,7 @@ __all__ = ['KEPT', 'TOLERANCE_MM', 'LPS_TO_RAS', 'Box', 'hounsfield', 'Volume', 
            'volume_from_slices', 'read_volume', 'save_nifti', 'load_nifti', 'write_nifti', 'read_nifti', 'npz_arrays',
            'read_npz', 'npz_affine', 'box_around', 'crop', 'uncropped', 'resample']
 
-# %% ../nbs/04_volume.ipynb #ec9e9c18
+# %% ../nbs/04_volume.ipynb #06dc2f73
 import base64
 import gzip
 import html
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float32, Integer, Num
+from jaxtyping import Float, Float32, Integer, Num, Shaped
 from pydicom import Dataset, dcmread
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
@@ -105,7 +105,7 @@ class Volume:
         png, text = base64.b64encode(_picture(self)).decode(), html.escape(repr(self))
         return f'<figure><img alt="Three planes of: {text}" src="data:image/png;base64,{png}"><figcaption>{text}</figcaption></figure>'
 
-# %% ../nbs/04_volume.ipynb #b2d37b3a
+# %% ../nbs/04_volume.ipynb #222730e3
 def lps_axes(
     affine: Affine,  # indices to mm, LPS
 ) -> tuple[
@@ -125,10 +125,10 @@ def lps_axes(
 
 
 def reordered(
-    array: Num[np.ndarray, "a b c"],  # any volume or mask
+    array: Shaped[np.ndarray, "a b c"],  # any volume or mask
     order: Sequence[int],  # the old axis that becomes each new one
     flips: Sequence[int],  # new axes to reverse
-) -> Num[np.ndarray, "d e f"]:  # a view
+) -> Shaped[np.ndarray, "d e f"]:  # a view
     "The array with its axes permuted, then some of them reversed."
     return np.flip(array.transpose(order), tuple(flips))
 
@@ -509,13 +509,13 @@ def read_volume(
     except (SeriesError, GeometryError) as e:
         raise type(e)(f"{path.name}: {e}") from None
 
-# %% ../nbs/04_volume.ipynb #63ff1d8a
+# %% ../nbs/04_volume.ipynb #ae8e10c3
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _REVERSED = np.eye(4)[[2, 1, 0, 3]]  # (slice, row, column) and (column, row, slice)
 
 
 def save_nifti(
-    array: Num[np.ndarray, "slice row col"],  # a volume's or a mask's voxels
+    array: Shaped[np.ndarray, "slice row col"],  # a volume's or a mask's voxels
     affine: Affine,  # indices to mm, LPS
     path: Path | str,  # ends in .nii or .nii.gz
 ) -> Path:
@@ -630,12 +630,12 @@ def npz_affine(
     affine[:3, :3] = np.diag(spacing if known else np.ones(3))[::-1]
     return affine, known
 
-# %% ../nbs/04_volume.ipynb #8f557611
+# %% ../nbs/04_volume.ipynb #fc2a1798
 Box = tuple[slice, slice, slice]  # along slice, row, column
 
 
 def box_around(
-    mask: Num[np.ndarray, "slice row col"],  # non-zero inside
+    mask: Shaped[np.ndarray, "slice row col"],  # non-zero inside
     margin: int | Sequence[int] = 0,  # voxels to add on every side; one number, or one an axis
 ) -> Box:  # all of the array if the mask is empty
     "The smallest box that holds a mask, plus a margin, inside the array."
@@ -662,11 +662,11 @@ def crop(
 
 
 def uncropped(
-    array: Num[np.ndarray, "a b c"],  # computed inside the box
+    array: Shaped[np.ndarray, "a b c"],  # computed inside the box
     box: Box,  # where it was cropped
     shape: Sequence[int],  # of the full grid
     fill: float | int | bool = 0,  # outside the box
-) -> Num[np.ndarray, "slice row col"]:
+) -> Shaped[np.ndarray, "slice row col"]:
     "Put a cropped array back on its full grid."
     full = np.full(tuple(shape), fill, array.dtype)
     full[box] = array
