@@ -610,7 +610,7 @@ def why_held(
             return "PixelData: cut short"
     return ""
 
-# %% ../nbs/03_deidentify.ipynb #60438294
+# %% ../nbs/03_deidentify.ipynb #8054d428
 @dataclass(frozen=True)
 class Deidentified:
     "What became of a folder."
@@ -633,6 +633,19 @@ class _Job:
     target: Path
     item: str
     patient: str = field(repr=False)
+
+
+_MODALITIES = {
+    "CT",
+    "PT",
+    "MR",
+    "RTSTRUCT",
+    "RTDOSE",
+    "RTPLAN",
+    "SEG",
+    "REG",
+    "OT",
+}  # folder names may quote these
 
 
 def _check_folders(
@@ -659,7 +672,7 @@ def _plan(
     for series in group_series({p: ds for p, ds in headers.items() if ds.SOPClassUID in OBJECTS}):
         patient = patient_of(series.headers[0])
         case = names.setdefault(key.patient(patient), f"Case_{len(names):03d}")
-        modality = re.sub(r"[^A-Z]", "", series.modality)
+        modality = series.modality if series.modality in _MODALITIES else "OTHER"
         counts[case, modality] += 1
         folder = dst / case / f"{modality}_{counts[case, modality]}"
         for i, path in enumerate(series.files, 1):
