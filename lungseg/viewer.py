@@ -53,7 +53,7 @@ def thin(
     blocks = padded.reshape(len(hu), rows, step, cols, step).sum(axis=(2, 4), dtype=np.int32)
     return np.rint(blocks / step**2).astype(np.int16)
 
-# %% ../nbs/16_viewer.ipynb #2f1a32e1
+# %% ../nbs/16_viewer.ipynb #66a9c9ba
 def packed_hu(
     hu: HU,
     *,
@@ -70,7 +70,7 @@ def _across(codes: UInt8[np.ndarray, "slice row col"]) -> UInt8[np.ndarray, "sli
 
 def packed_codes(
     hu: HU,
-    max_mb: float,  # how large the result may be as base64 text, in MB
+    max_mb: float | int,  # how large the result may be as base64 text, in MB
 ) -> tuple[
     bytes, int, tuple[int, int, int]
 ]:  # gzip of the codes, the step of thinning, the shape they have now
@@ -170,7 +170,7 @@ def _as_volume(volume: Volume | np.ndarray, affine: np.ndarray | None) -> Volume
         return Volume(volume, unknown, {"spacing_known": False})
     return Volume(volume, affine, {})
 
-# %% ../nbs/16_viewer.ipynb #d9b577c2
+# %% ../nbs/16_viewer.ipynb #83d6588c
 class Viewer(anywidget.AnyWidget):
     """A CT volume and up to two masks, to scroll through.
 
@@ -203,15 +203,14 @@ class Viewer(anywidget.AnyWidget):
         ref: np.ndarray | None = None,  # reference mask on the volume's grid, bool or 0 and 1
         pred: np.ndarray | None = None,  # predicted mask, likewise
         *,
-        affine: np.ndarray
-        | None = None,  # indices to mm in LPS, for bare HU; without it, mm and L/R are unknown
+        affine: np.ndarray | None = None,  # indices to mm in LPS; bare HU without it: mm and L/R unknown
         spacing_known: bool = True,  # False if the affine's spacing only stands in for an unknown one
         title: str = "",  # shown in the picture; a case's name
         plane: str = "axial",
         slice: int | None = None,  # None: the slice with most mask, or the middle one
-        window: str | tuple[float, float] = "Lung",  # one of `WINDOWS`, or level and width in HU
+        window: str | tuple[float | int, float | int] = "Lung",  # one of `WINDOWS`, or level and width in HU
         mode: str = "outline",  # how masks are drawn: "outline", "fill", or "errors" (TP, FP, FN)
-        opacity: float = 0.5,
+        opacity: float | int = 0.5,
         smooth: bool = True,  # interpolate the picture; masks never are
         bits: int = 16,  # live only: 16 sends exact HU, 8 sends codes: half the size, for slow connections
     ):
@@ -220,7 +219,7 @@ class Viewer(anywidget.AnyWidget):
         order, self._flips = lps_axes(self._ct.affine)
         self._axes = dict(
             zip(PLANES, order, strict=True)
-        )  # the array axis each plane counts its slices along
+        )  # the array axis that each plane's slices lie along
         self._bits, self._shown = bits, False
         self._ref, self._pred = (_as_mask(m, n, self._ct.shape) for m, n in ((ref, "ref"), (pred, "pred")))
         level, width = _window_values(window)
@@ -313,7 +312,7 @@ class Viewer(anywidget.AnyWidget):
             "data": data,
         }
 
-    def _picture_reduced(self, max_mb: float) -> dict[str, Any]:
+    def _picture_reduced(self, max_mb: float | int) -> dict[str, Any]:
         box = self._lungs()
         data, step, shape = packed_codes(self._ct.array[box], max_mb)
         grid = {"origin": [b.start for b in box], "step": [1, step, step], "shape": list(shape)}
@@ -321,7 +320,7 @@ class Viewer(anywidget.AnyWidget):
         note = _note(step, cropped)
         return self._geometry() | {"grid": grid, "codes": code_table().tolist(), "note": note, "data": data}
 
-    def _lungs(self, margin_mm: float = 15) -> tuple:
+    def _lungs(self, margin_mm: float | int = 15) -> tuple:
         "All slices, cropped in plane to the masks and a margin."
         masks = [mask for mask in (self._ref, self._pred) if mask is not None and mask.any()]
         whole = tuple(np.s_[0:n] for n in self._ct.shape)
@@ -333,7 +332,7 @@ class Viewer(anywidget.AnyWidget):
     def to_html(
         self,
         *,
-        max_mb: float = 2.5,  # how large the picture may be in the page, in MB; masks add about 0.2
+        max_mb: float | int = 2.5,  # how large the picture may be in the page, in MB; masks add about 0.2
         page: bool = False,  # a whole HTML document instead of a piece of one
     ) -> str:
         "The viewer as HTML that works offline, without Python: module, style, reduced picture and masks inside."
@@ -346,7 +345,7 @@ class Viewer(anywidget.AnyWidget):
         self,
         path: Path | str,  # an .html file
         *,
-        max_mb: float = 8.0,
+        max_mb: float | int = 8,
     ) -> Path:
         "Write the viewer as a page of its own."
         with writing(path) as beside:
@@ -383,14 +382,14 @@ class Viewer(anywidget.AnyWidget):
         self._hand_over(volume=True)
         return super()._repr_mimebundle_(**kwargs)
 
-# %% ../nbs/16_viewer.ipynb #ac9f4842
-def _window_values(window: str | tuple[float, float]) -> tuple[float, float]:
+# %% ../nbs/16_viewer.ipynb #72669ecf
+def _window_values(window: str | tuple[float | int, float | int]) -> tuple[float, float]:
     "Level and width of a window. Raises `InputError` if there is none of that name."
     if isinstance(window, str):
         if window.title() not in WINDOWS:
             raise InputError(f"window: {window!r}, expected one of {', '.join(WINDOWS)} or (level, width)")
-        return WINDOWS[window.title()]
-    return window
+        window = WINDOWS[window.title()]
+    return float(window[0]), float(window[1])
 
 
 def _note(

@@ -218,15 +218,15 @@ function build(model, root, guard, fail) {
   });
   const presetButtons = PRESETS.map(([name, level, width], i) =>
     button(name, `Level ${signed(level)}, width ${width} HU (${i + 1})`, () => set({ window_level: level, window_width: width })));
-  const number = (label, trait, low) => {
+  const number = (label, name, trait, low) => {
     const input = h("input", {
-      type: "number", step: "10", min: low,
+      type: "number", step: "10", min: low, "aria-label": name, title: name,
       onchange: guard((e) => e.target.value !== "" && set({ [trait]: clamp(+e.target.value, low ?? -4000, 8000) })),
     });
     return [input, h("label", { class: "lsv-number" }, h("span", {}, label), input)];
   };
-  const [levelInput, levelLabel] = number("Level", "window_level", null);
-  const [widthInput, widthLabel] = number("Width", "window_width", 1);
+  const [levelInput, levelLabel] = number("L", "Window level, HU", "window_level", null);
+  const [widthInput, widthLabel] = number("W", "Window width, HU", "window_width", 1);
   const check = (trait, name, color, key) => {
     const input = h("input", { type: "checkbox", onchange: guard((e) => set({ [trait]: e.target.checked })) });
     const label = h("label", { class: "lsv-check", title: `${name} (${key})` }, input,
@@ -690,7 +690,7 @@ function build(model, root, guard, fail) {
     pressed(helpButton, !help.hidden);
     const score = masks.scores?.[g.plane]?.[i];
     const words = `${PLANE_NAMES[g.plane]} slice ${i} of ${low} to ${high}${masks.scores ? `, ${scoreText(score)}` : ""}, ` +
-      `window level ${Math.round(level)} width ${Math.round(width)}`;
+      `window level ${Math.round(level)} width ${Math.round(width)}${volume.scaled ? "" : ", spacing unknown"}`;
     stage.setAttribute("aria-label", `${get("title") || "CT"}: ${words}`);
     clearTimeout(speaking);
     if (!playing) speaking = setTimeout(() => { spoken.textContent = words; }, 400);
@@ -802,6 +802,10 @@ function build(model, root, guard, fail) {
   stage.addEventListener("dblclick", guard(() => resetView()));
   const stripTo = guard((e) => {
     if (!volume || (e.type === "pointermove" && !e.buttons)) return;
+    if (e.type === "pointerdown") {
+      e.preventDefault();
+      stage.focus({ preventScroll: true }); // so that the keys go on from here
+    }
     const box = strip.getBoundingClientRect();
     const [low, high] = range(layout().n);
     goSlice(low + Math.floor(((e.clientX - box.left - 7) / (box.width - 14)) * (high - low + 1)));
@@ -839,7 +843,8 @@ function build(model, root, guard, fail) {
   root.addEventListener("keydown", guard((e) => {
     if (!volume || e.ctrlKey || e.metaKey || e.altKey) return;
     const field = e.target.closest("input, button");
-    if (field && (field.type === "number" || e.key === " " || e.key.startsWith("Arrow") || e.key.startsWith("Page") || e.key === "Home" || e.key === "End")) return;
+    if (field?.type === "number" || (field && e.key === " ")) return;
+    if (field?.type === "range" && /^(Arrow|Page|Home|End)/.test(e.key)) return;
     const action = keys[e.key] ?? keys[e.key.toLowerCase()];
     if (!action) return;
     e.preventDefault();
