@@ -7,7 +7,7 @@ __all__ = ['TABLES', 'BASIC', 'OPTIONS', 'RESEARCH', 'OBJECTS', 'Rule', 'load_ta
            'resolve', 'decide', 'Key', 'patient_of', 'read_secret', 'shift_date', 'cap_age', 'clean_text',
            'deidentify_dataset', 'why_held', 'Deidentified', 'deidentify']
 
-# %% ../nbs/03_deidentify.ipynb #4ed97222
+# %% ../nbs/03_deidentify.ipynb #2f6c79c5
 import csv
 import hmac
 import os
@@ -35,7 +35,7 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 from pydicom.tag import Tag
 
-from . import __version__
+import lungseg
 from .core import Held, InputError, progress, writing
 from .dicom import GEOMETRY, group_series, read_headers
 
@@ -489,7 +489,7 @@ def _walk_clean(
     else:
         _dummy(ds, tag, vr, task)
 
-# %% ../nbs/03_deidentify.ipynb #ebf6f3e5
+# %% ../nbs/03_deidentify.ipynb #cda28816
 @lru_cache
 def _codes(
     keep: tuple[str, ...],
@@ -518,7 +518,7 @@ def _mark(
 ) -> None:
     ds.PatientID = ds.PatientName = task.key.patient(task.patient)
     ds.PatientIdentityRemoved = "YES"
-    ds.DeidentificationMethod = [f"lungseg {__version__}", "PS3.15 Basic Profile", *task.keep]
+    ds.DeidentificationMethod = [f"lungseg {lungseg.__version__}", "PS3.15 Basic Profile", *task.keep]
     implicit, little = (False, True) if None in ds.original_encoding else ds.original_encoding
     codes = _codes(task.keep, implicit, little)
     ds[codes.tag] = codes
