@@ -360,6 +360,8 @@ CELLS = [
     "w = Viewer(hu, hu > -400, title='Live')\nw",
     "w.slice = 3",
     "print('now at', w.slice, w.plane)",
+    "import ipywidgets\nipywidgets.VBox([Viewer(hu, bits=8)])",
+    "w.ref = None",
 ]
 
 
@@ -407,7 +409,7 @@ def jupyter_lab(folder):
 
 
 def test_it_lives_in_jupyterlab(browser, tmp_path):
-    "Python moves the picture, the picture moves Python, and its keys are not taken for JupyterLab's."
+    "Python moves the picture and the picture Python; it works inside other widgets; masks can change."
     pytest.importorskip("jupyterlab", reason="JupyterLab is not installed")
     cells = [
         {
@@ -448,4 +450,12 @@ def test_it_lives_in_jupyterlab(browser, tmp_path):
         code.nth(2).locator(".jp-InputArea-editor").click()
         page.keyboard.press("Shift+Enter")
         page.wait_for_selector(".jp-OutputArea-output:has-text('now at 5 axial')")
+
+        code.nth(3).locator(".jp-InputArea-editor").click()
+        page.keyboard.press("Shift+Enter")
+        page.wait_for_function("document.querySelectorAll('.lsv[data-ready]').length === 2")
+        before = pixels(page)
+        code.nth(4).locator(".jp-InputArea-editor").click()
+        page.keyboard.press("Shift+Enter")
+        page.wait_for_function("b => document.querySelector('.lsv-picture').toDataURL() !== b", arg=before)
         context.close()
