@@ -79,7 +79,7 @@ def rng(
     digest = sha256("\x1f".join(map(str, keys)).encode()).digest()
     return np.random.default_rng([seed, *np.frombuffer(digest, np.uint32).tolist()])
 
-# %% ../nbs/00_core.ipynb #0352f273
+# %% ../nbs/00_core.ipynb #2f32ce85
 T = TypeVar("T")
 
 
@@ -92,7 +92,8 @@ def progress(
 ) -> "tqdm[T]":  # iterates over `items`; `.set_postfix` shows live figures
     "A progress bar over `items`, on standard error."
     seldom = 0.1 if sys.stderr.isatty() else 10.0
-    return tqdm(items, desc=desc, unit=unit, total=total, mininterval=seldom, dynamic_ncols=True)
+    silent = os.environ.get("TQDM_DISABLE", "0") not in ("", "0")  # in a kernel, tqdm itself does not look
+    return tqdm(items, desc, total, unit=unit, mininterval=seldom, dynamic_ncols=True, disable=silent)
 
 # %% ../nbs/00_core.ipynb #ecb507ee
 @contextmanager
