@@ -7,14 +7,16 @@ __all__ = ['METHODS', 'SPLITS', 'lung_position', 'is_excellent', 'score_case', '
            'load_predictions', 'Evaluation', 'evaluate', 'known_affine', 'current_run', 'load_evaluation',
            'report_tags', 'counted', 'Interval', 'patient_interval', 'pick', 'markdown_table']
 
-# %% ../nbs/14_evaluate.ipynb #e6d34dbb
+# %% ../nbs/14_evaluate.ipynb #fdffabc6
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
@@ -94,7 +96,7 @@ def summarise(
         rows.append(dict(zip(by, key, strict=True)) | row | {"q3": q3, "iqr": q3 - q1, "max": values.max()})
     return pd.DataFrame(rows)
 
-# %% ../nbs/14_evaluate.ipynb #c588456d
+# %% ../nbs/14_evaluate.ipynb #2b10c7b4
 def _prediction_file(folder: Path, case: str) -> Path:
     return folder / "predictions" / f"{case}.npz"
 
@@ -126,7 +128,7 @@ def load_predictions(
             unpack = {m: np.unpackbits(kept[m], count=voxels) for m in kept.files if m != "about"}
     except FileNotFoundError:
         raise InputError(f"{case}: no prediction is kept; run the evaluation first") from None
-    except (ValueError, KeyError, OSError, EOFError) as e:
+    except (ValueError, KeyError, OSError, EOFError, BadZipFile, zlib.error) as e:
         raise InputError(f"{case}.npz: expected kept predictions, but {type(e).__name__}: {e}") from None
     return {method: bits.astype(bool).reshape(about["shape"]) for method, bits in unpack.items()}, about
 

@@ -115,7 +115,7 @@ def histograms(
 def _name(score: str) -> str:
     return {"dice": "Dice", "iou": "IoU"}.get(score, score.replace("_", " "))
 
-# %% ../nbs/15_figures.ipynb #8f9a1343
+# %% ../nbs/15_figures.ipynb #cbdad076
 @_house
 def box_plots(
     table: pd.DataFrame,  # slices or patients of one or both methods
@@ -130,9 +130,10 @@ def box_plots(
         for method in _present(table.method, METHODS)
     }
     fig, axes = plt.subplots(1, 1 + zoom, figsize=(4.8 * (1 + zoom), 3), squeeze=False)
+    size, alpha = (5, 0.9) if max(map(len, groups.values())) <= 50 else (2, 0.4)
     for ax in axes[0]:
         for x, ((_, method), values) in enumerate(groups.items()):
-            _box(ax, x, values.to_numpy(), METHOD_COLOUR[method])
+            _box(ax, x, values.to_numpy(), color=METHOD_COLOUR[method], ms=size, alpha=alpha)
         labels = [f"{split}\n{method}\n({len(v)})" for (split, method), v in groups.items()]
         ax.set_xticks(range(len(groups)), labels, fontsize=8)
         ax.set(ylabel=_name(score), xlim=(-0.6, len(groups) - 0.4))
@@ -146,21 +147,12 @@ def box_plots(
     return fig
 
 
-def _box(ax: Axes, x: int, values: np.ndarray, colour: str) -> None:
-    ax.boxplot(
-        values,
-        positions=[x],
-        widths=0.5,
-        showfliers=False,
-        medianprops={"color": "black"},
-        boxprops={"color": "0.3"},
-    )
+def _box(ax: Axes, x: int, values: np.ndarray, **points) -> None:
+    lines = {"medianprops": {"color": "black"}, "boxprops": {"color": "0.3"}}
+    ax.boxplot(values, positions=[x], widths=0.5, showfliers=False, **lines)
     # points step sideways in a fixed pattern: golden-ratio steps fill the width evenly, with no random numbers
     aside = (np.arange(len(values)) * 0.618 % 1 - 0.5) * 0.4
-    few = len(values) <= 50
-    ax.plot(
-        x + aside, values, "o", color=colour, ms=5 if few else 2, alpha=0.9 if few else 0.4, mew=0, zorder=3
-    )
+    ax.plot(x + aside, values, "o", mew=0, zorder=3, **points)
 
 # %% ../nbs/15_figures.ipynb #a7c60171
 @_house
@@ -202,7 +194,7 @@ def dice_along_lungs(
     axes[0, 0].legend(loc="lower center")
     return fig
 
-# %% ../nbs/15_figures.ipynb #c7e1bf97
+# %% ../nbs/15_figures.ipynb #71d91f65
 @_house
 def heatmaps(
     slices: pd.DataFrame,  # slices of one method
@@ -217,7 +209,10 @@ def heatmaps(
             index="height", columns="case", values="one"
         )
         ax.imshow(there, origin="lower", aspect="auto", cmap="Greys", vmin=0, vmax=6, interpolation="none")
-        picture = ax.imshow(grid, origin="lower", aspect="auto", cmap="viridis", interpolation="none")
+        limits = {"vmin": 0, "vmax": 1} if score == "dice" else {}
+        picture = ax.imshow(
+            grid, origin="lower", aspect="auto", cmap="viridis", interpolation="none", **limits
+        )
         ax.set(title=_name(score), xlabel="patient")
         ax.set_xticks(range(grid.shape[1]), grid.columns, rotation=90, fontsize=7)
         ax.grid(visible=False)
@@ -246,7 +241,7 @@ def accuracy_against_dice(
     fig.colorbar(points, label="lung, % of the slice")
     return fig
 
-# %% ../nbs/15_figures.ipynb #7806ea3c
+# %% ../nbs/15_figures.ipynb #3e675643
 LUNG_WINDOW = (-600, 1500)  # level and width in HU
 
 
@@ -276,9 +271,11 @@ def _draw(ax: Axes, panel: Panel, window: tuple[float, float]) -> None:
     steps = np.eye(3) if panel.affine is None else panel.affine[:3, :3]  # mm per slice, row, column
     row_mm, col_mm = np.linalg.norm(steps[:, 1]), np.linalg.norm(steps[:, 2])
     ax.imshow(panel.hu, cmap="gray", vmin=level - width / 2, vmax=level + width / 2, aspect=row_mm / col_mm)
-    for mask, colour in ((panel.ref, REFERENCE), (panel.pred, PREDICTION)):
-        if mask is not None and mask.any():
-            ax.contour(mask, levels=[0.5], colors=colour, linewidths=1.3)
+    for mask, colour, points in ((panel.ref, REFERENCE, 2.4), (panel.pred, PREDICTION, 1.0)):
+        if (
+            mask is not None and mask.any()
+        ):  # the prediction is thinner, so that blue shows where the two agree
+            ax.contour(mask, levels=[0.5], colors=colour, linewidths=points)
     _crop_to_body(ax, panel)
     if panel.affine is not None:
         left, right = "RL" if steps[0, 2] > 0 else "LR"  # x grows to the patient's left

@@ -1,0 +1,173 @@
+"""What an evaluation keeps true when it is interrupted, moved, asked twice, or given a case that fails."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import lungseg.evaluate as under_test
+from lungseg.cohort import build_store, find_cases
+from lungseg.core import MaskError, write_json
+from lungseg.evaluate import evaluate, load_evaluation, lung_position, markdown_table, patient_interval, pick
+
+SPLIT = {"train": ["Case_000"], "validation": [], "test": ["Case_001", "Case_002"]}
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    "Three small cases, stored once: two boxes of air in a block of tissue, one growing with the case."
+    folder = tmp_path_factory.mktemp("cohort")
+    (folder / "npz").mkdir()
+    for i in range(3):
+        mask = np.zeros((10, 32, 32), bool)
+        mask[2:8, 8:22, 5:13] = mask[3 : 7 + i, 8:22, 19:27] = True
+        hu = np.full(mask.shape, -1000, np.int16)
+        hu[:, 3:29, 2:30] = 40
+        hu[mask] = -850
+        np.savez(folder / "npz" / f"Case_{i:03d}.npz", hu=hu, mask=mask.astype(np.uint8))
+    build_store(find_cases(folder / "npz").cases, folder / "store")
+    return folder / "store"
+
+
+@pytest.fixture
+def run(stored, tmp_path, monkeypatch):
+    "A run beside its store, whose network thresholds: what is tested here is everything around it."
+    shutil.copytree(stored, tmp_path / "store")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "model.safetensors").write_bytes(b"weights")
+    write_json(run / "split.json", SPLIT)
+    monkeypatch.setattr(under_test, "_network", lambda _: lambda volume: np.asarray(volume.array) < -840)
+    return run
+
+
+def counting(monkeypatch, then=lambda calls, mask: mask):
+    calls = []
+
+    def network(_run):
+        def segment(volume):
+            calls.append(1)
+            return then(len(calls), np.asarray(volume.array) < -840)
+
+        return segment
+
+    monkeypatch.setattr(under_test, "_network", network)
+    return calls
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(run, monkeypatch):
+    def stop_at_third(calls, mask):
+        if calls == 3:
+            raise KeyboardInterrupt
+        return mask
+
+    counting(monkeypatch, stop_at_third)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(run, run.parent / "store")
+    assert not (run / "evaluation" / "patients.csv").exists()
+    calls = counting(monkeypatch)
+    result = evaluate(run, run.parent / "store")
+    assert len(calls) == 1
+    assert set(result.patients.case) == {"Case_000", "Case_001", "Case_002"}
+
+
+def test_nothing_kept_is_used_for_another_model(run, monkeypatch):
+    evaluate(run, run.parent / "store")
+    (run / "model.safetensors").write_bytes(b"other weights")
+    calls = counting(monkeypatch)
+    evaluate(run, run.parent / "store")
+    assert len(calls) == 3
+
+
+def test_a_kept_file_that_was_cut_short_is_made_again(run, monkeypatch):
+    evaluate(run, run.parent / "store")
+    kept = run / "evaluation" / "predictions" / "Case_001.npz"
+    kept.write_bytes(kept.read_bytes()[:100])
+    calls = counting(monkeypatch)
+    result = evaluate(run, run.parent / "store")
+    assert len(calls) == 1
+    assert result.prediction("Case_001").any()
+
+
+def test_a_refusal_counts_as_an_empty_mask_and_is_listed(run, monkeypatch):
+    def refuse(_volume):
+        raise MaskError("no lungs found")
+
+    monkeypatch.setattr(under_test, "threshold_lungs", refuse)
+    for _ in range(2):  # made, then read back
+        result = evaluate(run, run.parent / "store")
+        baseline = result.patients[result.patients.method == "threshold"]
+        assert (baseline.dice == 0).all()
+        assert [h.item for h in result.held] == ["Case_000", "Case_001", "Case_002"]
+        assert "threshold refused it" in result.held[0].reason
+    assert [str(h) for h in load_evaluation(run).held] == [str(h) for h in result.held]
+
+
+def test_a_case_that_the_split_does_not_name_is_external(run):
+    result = evaluate(run, run.parent / "store", split={"test": ["Case_001"]})
+    parts = result.patients[result.patients.method == "network"].set_index("case").split
+    assert parts.to_dict() == {"Case_000": "external", "Case_001": "test", "Case_002": "external"}
+
+
+def test_run_and_store_can_be_moved_together(run, tmp_path_factory):
+    before = evaluate(run, run.parent / "store")
+    elsewhere = tmp_path_factory.mktemp("moved") / "work"
+    shutil.move(run.parent, elsewhere)
+    after = load_evaluation(elsewhere / "run")
+    pd.testing.assert_frame_equal(before.slices, after.slices, check_dtype=False)
+    assert after.case("Case_000").hu.shape == (10, 32, 32)
+    for name in ("slices.csv", "patients.csv", "summary.json"):
+        assert str(Path(elsewhere).parent) not in (elsewhere / "run" / "evaluation" / name).read_text()
+
+
+def test_volumes_of_arrays_without_a_header_are_not_given_in_ml(run):
+    result = evaluate(run, run.parent / "store")
+    assert result.patients.ref_ml.isna().all()
+    assert result.patients.slice_mm.isna().all()
+
+
+cohorts = st.lists(st.tuples(st.sampled_from("abcdef"), st.floats(0, 1)), min_size=1, max_size=30)
+
+
+@given(cohorts, st.integers(1, 5))
+def test_an_interval_knows_patients_not_rows(rows, copies):
+    table = pd.DataFrame(rows, columns=["case", "dice"])
+    once = patient_interval(table, draws=200)
+    again = patient_interval(pd.concat([table] * copies).sample(frac=1, random_state=0), draws=200)
+    assert once.patients == again.patients == table.case.nunique()
+    np.testing.assert_allclose([once.mean, once.low, once.high], [again.mean, again.low, again.high])
+    if once.patients >= 3:
+        assert table.dice.min() - 1e-12 <= once.low <= once.high <= table.dice.max() + 1e-12
+    else:
+        assert np.isnan([once.low, once.high]).all() and once.warning
+
+
+@given(cohorts, st.integers(1, 8))
+def test_the_best_and_the_worst_are_the_extremes(rows, n):
+    table = pd.DataFrame(rows, columns=["case", "dice"])
+    assert pick(table, "best", n).dice.tolist() == sorted(table.dice, reverse=True)[:n]
+    assert pick(table, "worst", n).dice.tolist() == sorted(table.dice)[:n]
+    low, high = table.dice.quantile([0.25, 0.75])
+    if len(table) % 2:  # the median is then one of the values
+        assert pick(table, "typical", 1).dice.between(low, high).all()
+    assert pick(table, "best", n, per_patient=1).case.is_unique
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=12))
+def test_the_base_is_0_and_the_apex_1_whichever_way_slices_are_stored(there):
+    ref = np.array(there)[:, None, None] & np.ones((1, 2, 2), bool)
+    up, down = lung_position(ref), lung_position(ref[::-1], upwards=False)
+    if sum(there) > 1:
+        np.testing.assert_allclose(up, down[::-1])
+        assert up[ref.any(axis=(1, 2))].min() == 0 and up[ref.any(axis=(1, 2))].max() == 1
+    assert np.isnan(up).all() == (not any(there))
+
+
+def test_a_table_survives_markdown():
+    table = pd.DataFrame({"a": ["x|y", None], "b": [1.23456, np.nan], "c": pd.array([3, None], "Int64")})
+    lines = markdown_table(table, digits=2).splitlines()
+    assert lines[2:] == ["| x\\|y | 1.23 | 3 |", "| – | – | – |"]
