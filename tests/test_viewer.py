@@ -262,19 +262,21 @@ def test_a_volume_stored_the_other_way_round_looks_the_same(show, case):
     flipped = AFFINE * [-1, -1, -1, 1]
     flipped[:, 3] = last
     pictures = []
-    for array, affine in [(hu, AFFINE), (hu[::-1, ::-1, ::-1], flipped)]:
-        page = show(Viewer(array, affine=affine, slice=15 if affine is AFFINE else 14).to_html())
+    for array, affine, point in [
+        (hu, AFFINE, [15, 28, 40]),
+        (hu[::-1, ::-1, ::-1], flipped, [14, 27, 39]),
+    ]:
+        viewer = Viewer(array, affine=affine, slice=point[0])
+        viewer.point = point
+        page = show(viewer.to_html())
         page.focus(".lsv-stage")
         pictures.append([])
-        for key in "acs":
+        for key, plane in zip("csa", ("coronal", "sagittal", "axial"), strict=True):
             page.keyboard.press(key)
-            if key == "c":  # the middle of an even number of rows: the same row, counted from the other side
-                page.keyboard.press("ArrowRight") if affine is AFFINE else page.keyboard.press("ArrowLeft")
-            now(page, "plane")
+            assert now(page, "plane") == plane
             pictures[-1].append(image(page)[60:-60, 60:-60, :3])
-    axial, coronal, _ = zip(*pictures, strict=True)
-    assert np.abs(axial[0] - axial[1]).max() <= 3
-    assert coronal[0].shape == coronal[1].shape
+    for one, other in zip(*pictures, strict=True):
+        assert np.abs(one - other).mean() < 0.5
 
 
 def test_two_viewers_on_one_page_do_not_know_each_other(show, case):

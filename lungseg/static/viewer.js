@@ -250,7 +250,7 @@ function build(model, root, guard, fail) {
   const helpButton = button("Keys", "Keys and mouse (?)", () => toggleHelp());
   for (const b of [fitButton, fullButton]) b.removeAttribute("aria-pressed");
   const section = (name, ...children) =>
-    h("section", {}, h("h4", {}, name), ...children);
+    h("section", {}, h("p", { class: "lsv-name" }, name), ...children);
   const group = (name, ...children) => h("div", { class: "lsv-group", role: "group", "aria-label": name }, ...children);
   const maskSection = section("Masks", refLabel, predLabel, group("Mask style", ...modeButtons),
     h("label", { class: "lsv-number" }, h("span", {}, "Opacity"), opacity), legend);
@@ -504,15 +504,19 @@ function build(model, root, guard, fail) {
     }
     context.globalAlpha = Math.min(1, 2 * alpha);
     context.lineCap = "square";
+    // Crisp outlines run along whole device pixels; smooth ones may lie anywhere.
+    const ratio = window.devicePixelRatio || 1;
+    const snap = get("smooth") ? (x) => x : (x) => (Math.round(x * ratio) + 0.5) / ratio;
+    const thin = get("smooth") ? 1.4 : 1;
     // The reference is drawn wide and below, so that it stays visible where the two agree.
-    for (const [bit, shown, color, width] of [[1, get("show_ref"), REF, both ? 3 : 1.75], [2, get("show_pred"), PRED, both ? 1.25 : 1.75]]) {
+    for (const [bit, shown, color, width] of [[1, get("show_ref"), REF, both ? 3 : 2], [2, get("show_pred"), PRED, both ? thin : 2]]) {
       if (!shown) continue;
       const lines = sliceOutline(g, i, bit);
       const [u0, v0] = [masks.grid.origin[g.u], masks.grid.origin[g.v]];
       context.beginPath();
       for (let k = 0; k < lines.length; k += 4) {
-        context.moveTo(c.x(u0 + lines[k]), c.y(v0 + lines[k + 1]));
-        context.lineTo(c.x(u0 + lines[k + 2]), c.y(v0 + lines[k + 3]));
+        context.moveTo(snap(c.x(u0 + lines[k])), snap(c.y(v0 + lines[k + 1])));
+        context.lineTo(snap(c.x(u0 + lines[k + 2])), snap(c.y(v0 + lines[k + 3])));
       }
       context.strokeStyle = css(color);
       context.lineWidth = width;
