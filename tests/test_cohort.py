@@ -1,0 +1,154 @@
+"""A cohort from any folder to a split: what is paired, held, resumed, and that no patient leaks."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lungseg.cohort import Store, build_store, class_balance, find_cases, relocate, split_patients
+from lungseg.core import CohortError, InputError
+from lungseg.phantom import write_cohort
+from lungseg.volume import read_volume
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+def shared(name: str) -> Path:
+    path = SHARED / name
+    if not path.exists():
+        pytest.skip(f"real data {name} is not beside the project")
+    return path
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory) -> Path:
+    return write_cohort(tmp_path_factory.mktemp("data") / "cohort", cases=6, size=64, slices=12)
+
+
+def test_every_mask_of_a_coursework_lies_right_whatever_its_axes(cohort, tmp_path):
+    store = build_store(find_cases(cohort), tmp_path / "store", workers=2)
+    assert store.names == [f"Case_{i:03d}" for i in range(6)] and not store.held
+    for name in store.names:
+        case = store.case(name)
+        assert (case.hu[case.mask] < -400).mean() > 0.8
+        assert np.array_equal(case.hu, read_volume(cohort / "Images" / name).array)
+
+
+def test_deidentified_files_make_the_same_arrays(cohort, tmp_path):
+    deidentify = pytest.importorskip("lungseg.deidentify").deidentify
+    found = find_cases(cohort)
+    done = deidentify(cohort, tmp_path / "out", secret=tmp_path / "out.secret")
+    moved = relocate(found, dict(done.files))
+    assert [c.name for c in moved.cases] == [c.name for c in found.cases]
+    assert all(str(tmp_path / "out") in str(f) for c in moved.cases for f in c.image)
+    assert {c.patient for c in moved.cases}.isdisjoint(c.patient for c in found.cases)
+    before, after = build_store(found, tmp_path / "a"), build_store(moved, tmp_path / "b")
+    for name in before.names:
+        assert np.array_equal(before.case(name).hu, after.case(name).hu)
+        assert np.array_equal(before.case(name).mask, after.case(name).mask)
+        assert before.case(name).meta["PatientSex"] == after.case(name).meta["PatientSex"]
+
+
+def test_an_interrupted_build_resumes_and_leaves_nothing_half_written(cohort, tmp_path, monkeypatch):
+    import lungseg.cohort as module
+
+    found, real, seen = find_cases(cohort), module.read_mask, []
+
+    def fails_on_the_third(*args, **kwargs):
+        seen.append(args)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(module, "read_mask", fails_on_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        build_store(found, tmp_path / "store")
+    assert sorted(p.name for p in (tmp_path / "store").iterdir()) == ["Case_000", "Case_001"]
+    store = build_store(found, tmp_path / "store")
+    assert len(seen) == 3 + 4  # the two that were done were not read again
+    assert store.names == [c.name for c in found.cases]
+
+
+def test_one_bad_case_does_not_stop_the_others(cohort, tmp_path):
+    data = Path(shutil.copytree(cohort, tmp_path / "data"))
+    next(
+        (data / "Images" / "Case_001").iterdir()
+    ).unlink()  # a missing slice: uneven, or a mask that is too long
+    torn = data / "Segmentations" / "Case_002_seg.npz"
+    torn.write_bytes(torn.read_bytes()[:200])
+    np.savez(data / "Segmentations" / "Case_003_seg.npz", masks=np.zeros((12, 64, 64), np.uint8))
+    (data / "Segmentations" / "Case_004_seg.npz").unlink()
+    store = build_store(find_cases(data), tmp_path / "store")
+    assert store.names == ["Case_000", "Case_005"]
+    reasons = {h.item: h.reason for h in Store(tmp_path / "store").held}
+    assert {"Case_001", "Case_002", "Case_003", "Case_004"} <= set(reasons)
+    assert "empty" in reasons["Case_003"]
+    assert all("\n" not in r and str(tmp_path) not in r for r in reasons.values())
+
+
+def test_what_is_no_cohort_is_refused_in_one_line(tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "notes.dcm").write_text("not DICOM")
+    (tmp_path / "file.txt").touch()
+    (tmp_path / "masks").mkdir()
+    np.savez(tmp_path / "masks" / "Case_000_seg.npz", masks=np.ones((3, 4, 5), np.uint8))
+    for name, error in (
+        ("notes", CohortError),
+        ("masks", CohortError),
+        ("file.txt", InputError),
+        ("no", InputError),
+    ):
+        with pytest.raises(error) as raised:
+            find_cases(tmp_path / name)
+        assert "\n" not in str(raised.value) and str(tmp_path) not in str(raised.value)
+    with pytest.raises(CohortError):
+        Store(tmp_path)
+
+
+def test_no_patient_is_in_two_parts_for_any_seed(cohort, tmp_path):
+    store = build_store(find_cases(cohort), tmp_path / "store")
+    first = json.loads((tmp_path / "store" / "Case_000" / "case.json").read_text())
+    path = tmp_path / "store" / "Case_001" / "case.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"patient": first["patient"]}))
+    splits = [split_patients(store, seed=s) for s in range(20)]
+    for split in splits:
+        owners = [{store.meta(n)["patient"] for n in names} for names in split.values()]
+        assert sum(map(len, owners)) == len(set.union(*owners)) == 5
+        assert sorted(n for names in split.values() for n in names) == store.names
+    assert len({json.dumps(s) for s in splits}) > 1
+
+
+def test_the_four_clinical_cases_are_a_cohort(tmp_path):
+    folder = shared("lctsc")
+    found = find_cases(folder)
+    assert [c.name for c in found.cases] == [f"LCTSC-Test-S1-{n}" for n in (101, 102, 103, 104)]
+    assert found.held == () and found.kind == "npz volumes with masks"
+    store = build_store([found.cases[0], found.cases[3]], tmp_path / "store")
+    case = store.case("LCTSC-Test-S1-104")
+    with np.load(folder / "LCTSC-Test-S1-104.npz") as source:
+        assert np.array_equal(case.hu, source["hu"])
+        assert np.array_equal(case.mask, source["mask"] > 0)
+    assert not case.spacing_known
+    balance = class_balance(store)
+    assert 0.02 < balance.loc["all", "lung_share"] < 0.2 and balance.loc["all", "empty_share"] > 0
+    split = split_patients(store, test=["LCTSC-Test-S1-104"])
+    assert split == {"train": ["LCTSC-Test-S1-101"], "validation": [], "test": ["LCTSC-Test-S1-104"]}
+
+
+def test_a_folder_with_one_series_and_one_mask_needs_no_names(tmp_path):
+    found = find_cases(shared("cip-ct64"))
+    assert len(found.cases) == 1 and found.cases[0].mask.name == "ct64_masks.npz"
+    store = build_store(found, tmp_path / "store")
+    with np.load(SHARED / "cip-ct64" / "ct64_masks.npz") as labels:
+        assert np.array_equal(store.case(store.names[0]).mask, labels["lung"] > 0)
+
+
+def test_two_kernels_in_one_case_are_held_back(tmp_path):
+    for kernel in ("B40f", "B70f"):
+        for file in sorted((shared("lungdx-a0002") / kernel).iterdir())[:3]:
+            (tmp_path / "Case_000").mkdir(exist_ok=True)
+            shutil.copyfile(file, tmp_path / "Case_000" / f"{kernel}_{file.name}")
+    with pytest.raises(CohortError, match="2 CT series"):
+        find_cases(tmp_path)
