@@ -6,17 +6,19 @@
 __all__ = ['TISSUE_HU', 'LABELS', 'ROIS', 'Anatomy', 'Scan', 'Finding', 'Phantom', 'draw_phantom', 'write_phantom',
            'write_series', 'write_rtstruct', 'write_cohort']
 
-# %% ../nbs/01_phantom.ipynb #c8307fca
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+# %% ../nbs/01_phantom.ipynb #fec9e592
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from hashlib import sha256
+from itertools import pairwise
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Float64
-from pydicom import Dataset, dcmwrite
+from jaxtyping import Bool, Float32, Float64, Int16
+from pydicom import Dataset, dcmread, dcmwrite
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, RTStructureSetStorage, generate_uid
 from scipy import fft, ndimage
@@ -141,7 +143,7 @@ def _cover(
     "The share of a pixel that a shape fills, 0 to 1, from the distance of its centre to the surface."
     return np.clip(np.float32(0.5) - distance * np.float32(1 / pixel), 0, 1)
 
-# %% ../nbs/01_phantom.ipynb #10da891f
+# %% ../nbs/01_phantom.ipynb #38332f38
 @dataclass(frozen=True, eq=False)
 class _Grid:
     "Coordinates of the reference adult on a coarse grid; broadcast, they have shape (z, y, x)."
@@ -185,12 +187,15 @@ def _taps(
 def _stretch(rows, first, weights):
     "Interpolate along the first axis."
     column = (slice(None), *[None] * (rows.ndim - 1))
-    out = rows[first] * weights[0][column]
+    out = rows[first]
+    out *= weights[0][column]
     for k in (1, 2, 3):
-        out += rows[first + k] * weights[k][column]
+        more = rows[first + k]
+        more *= weights[k][column]
+        out += more
     return out
 
-# %% ../nbs/01_phantom.ipynb #60282b6d
+# %% ../nbs/01_phantom.ipynb #638fd9fb
 def _distance(f, step):
     "A smooth implicit function as signed distance near its surface: f / |grad f|."
     slope = sum(np.square(d) for d in np.gradient(f, *step))
@@ -224,7 +229,7 @@ def _tube(g, out, *knots, k: float = 0, margin: float = 22):
     knots = np.array(knots, float)
     length = np.r_[0, np.cumsum(np.linalg.norm(np.diff(knots[:, :3], axis=0), axis=1))]
     fine = PchipInterpolator(length, knots)(np.linspace(0, length[-1], max(3, int(length[-1] / 9))))
-    for a, b in zip(fine[:-1], fine[1:], strict=True):
+    for a, b in pairwise(fine):
         reach = max(a[3], b[3]) + margin
         box = tuple(
             slice(*np.searchsorted(axis.ravel(), (min(a[i], b[i]) - reach, max(a[i], b[i]) + reach)))
@@ -659,7 +664,7 @@ def _splat(volume, tree, voxel_mm):
     index, back = np.unique(np.concatenate(where), return_inverse=True)
     flat[index] += np.bincount(back, np.concatenate(weight)).astype(np.float32)
 
-# %% ../nbs/01_phantom.ipynb #f441563c
+# %% ../nbs/01_phantom.ipynb #9289f904
 _ROOTS = {  # side: artery, upper vein, lower vein
     "right": ((-46, 12, -36), (-44, 2, -46), (-50, 34, -80)),
     "left": ((50, 34, -34), (48, -2, -42), (54, 36, -78)),
@@ -685,7 +690,7 @@ def _trees(g, f, pixel, random):
                     continue
                 at = random.choice(grid, n, replace=False)[:, ::-1]
                 at = np.stack([axis[i] for axis, i in zip(axes, at.T, strict=True)], 1)
-                tree = _grow(random, root, at + random.uniform(-1, 1, at.shape), 0.5 * fewer**0.4)
+                tree = _grow(random, root, at + random.uniform(-1, 1, at.shape), 0.55 * fewer**0.4)
                 blood.append(tree)
                 if root is artery:
                     bronchi.append(_beside(tree))
@@ -694,14 +699,14 @@ def _trees(g, f, pixel, random):
 
 def _beside(tree):
     "Bronchi along the larger branches of an artery."
-    big = tree[tree[:, 6] > 0.95].copy()
-    shift = np.array([0.3, 0.9, 0.3]) * (2.1 * big[:, 6:7])
+    big = tree[tree[:, 6] > 1.05].copy()
+    shift = np.array([0.3, 0.9, 0.3]) * (1.85 * big[:, 6:7])
     big[:, :3] -= shift
     big[:, 3:6] -= shift
-    big[:, 6] *= 0.95
+    big[:, 6] *= 0.72
     return big
 
-# %% ../nbs/01_phantom.ipynb #7d74791d
+# %% ../nbs/01_phantom.ipynb #1e81baa5
 def _place(g, lung, place, depth_mm):
     "The point (x, y, z) of a lung's box at those fractions, moved to where the lung is at least so deep."
     inside = np.argwhere(lung < -min(depth_mm, 0.8 * -lung.min()))
@@ -718,7 +723,7 @@ def _find(g, f, finding, random):
         raise InputError(f"finding: side is {side!r}, expected 'left' or 'right'")
     lung = f[f"lung_{side}"]
     if finding.kind in ("nodule", "tumour"):
-        x, y, z = centre = _place(g, lung, finding.place, 0.3 * size)
+        centre = _place(g, lung, finding.place, 0.3 * size)
         ball = _ellipsoid(g, centre, (size / 2 * 1.08, size / 2, size / 2 * 0.95))
         ball = ball + g.lumps(random, max(12.0, size / 3), 0.035 * size)
         spikes = g.lumps(random, 9.0, 1.0) * np.exp(-np.square(ball / (0.15 * size + 2)))
@@ -754,13 +759,16 @@ def _make_room(f):
             if other in f:
                 f[side] = _cut(f[side], -f[other])
 
-# %% ../nbs/01_phantom.ipynb #7409ba20
+# %% ../nbs/01_phantom.ipynb #7a4c5b65
 class _Plane:
     "One plane through the shapes: interpolated distances, and the HU painted so far."
 
-    def __init__(self, chest, z: float):
+    def __init__(self, chest, z: float, rows: slice, cols: slice):
         self.chest, self.z = chest, float(z)
-        self.x, self.y = chest.x[None], chest.y[:, None]
+        self.x, self.y = chest.x[None, cols], chest.y[rows, None]
+        self.taps_x, self.taps_y = (
+            (at[s], w[:, s]) for (at, w), s in ((chest.taps_x, cols), (chest.taps_y, rows))
+        )
         at, weights = _taps([z], chest.grid.z.flat[0], chest.grid.step[0], chest.grid.z.size)
         self.at, self.weights = int(at[0]), weights[:, 0]
         self.hu = np.full((self.y.size, self.x.size), _HU["air"], np.float32)
@@ -774,8 +782,8 @@ class _Plane:
                 self.seen[name] = None
             else:
                 coarse = sum(w * f for w, f in zip(self.weights, self.chest.fields[name][near], strict=True))
-                wide = _stretch(np.ascontiguousarray(coarse.T), *self.chest.taps_x)
-                self.seen[name] = _stretch(np.ascontiguousarray(wide.T), *self.chest.taps_y)
+                wide = _stretch(np.ascontiguousarray(coarse.T), *self.taps_x)
+                self.seen[name] = _stretch(np.ascontiguousarray(wide.T), *self.taps_y)
         return self.seen[name]
 
     def share(self, name: str, deeper_mm: float = 0.0):
@@ -969,7 +977,7 @@ def _paint_spine(p, an, marrow):
         p.paint(_cover(psoas, p.chest.pixel), _HU["muscle"], box)
     return box, cord < 0
 
-# %% ../nbs/01_phantom.ipynb #415aa7a7
+# %% ../nbs/01_phantom.ipynb #d91c1311
 def _paint_mediastinum(p, scan):
     grain, blood = p.distance("grain"), _HU["blood"] + np.float32(scan.contrast_hu)
     inside = p.share("cavity")
@@ -1023,9 +1031,9 @@ def _paint_airway(p):
     p.coat("airway", "air")
 
 
-def _paint(chest, z):
-    "A whole plane: HU and labels."
-    p, an = _Plane(chest, z), chest.anatomy
+def _paint(chest, z, rows, cols):
+    "The part of a plane that holds the body: HU and labels."
+    p, an = _Plane(chest, z, rows, cols), chest.anatomy
     marrow = _HU["marrow"] + np.float32(1.6 * (60 - an.age_years))
     _paint_wall(p, an)
     _paint_abdomen(p)
@@ -1045,12 +1053,22 @@ def _paint(chest, z):
         labels[p.inside(name)] = LABELS[name]
     return p.hu, labels
 
-# %% ../nbs/01_phantom.ipynb #7f2c33c6
+# %% ../nbs/01_phantom.ipynb #1e783207
 _KERNELS = {  # roll-off in 1/mm, edge enhancement, noise relative to the standard kernel; and its DICOM name
     "smooth": (0.34, 0.0, 0.6, "PH-SOFT"),
     "standard": (0.5, 0.1, 1.0, "PH-BODY"),
     "sharp": (0.8, 0.7, 2.1, "PH-LUNG"),
 }
+
+
+@cache
+def _filters(kernel, n, pixel):
+    "What a kernel does to the image and to white noise, in the frequencies of an n × n plane."
+    roll, edge, *_ = _KERNELS[kernel]
+    f = np.hypot(fft.fftfreq(n, pixel)[:, None], fft.rfftfreq(n, pixel)[None]).astype(np.float32)
+    blur = np.exp(-0.7 * np.square(f / np.float32(roll))) * (1 + edge * 4 * np.square(f / np.float32(roll)))
+    grain = np.sqrt(f) * blur
+    return blur, grain / np.sqrt(np.square(grain).mean())
 
 
 def _scan_plane(
@@ -1061,13 +1079,8 @@ def _scan_plane(
     random: np.random.Generator,
 ) -> Float32[np.ndarray, "row col"]:
     "What the kernel and the dose make of an ideal plane."
-    roll, edge, louder, _ = _KERNELS[scan.kernel]
-    n = plane.shape[0]
-    f = np.hypot(fft.fftfreq(n, pixel)[:, None], fft.rfftfreq(n, pixel)[None]).astype(np.float32)
-    soft = np.exp(-0.7 * np.square(f / roll))
-    blur = soft * (1 + edge * 4 * np.square(f / roll))
-    grain = np.sqrt(f) * blur
-    gain = np.sqrt(np.square(grain).sum() / grain.size)
+    blur, grain = _filters(scan.kernel, len(plane), pixel)
+    n, louder = len(plane), _KERNELS[scan.kernel][2]
     water = np.maximum(plane + 1000, 0) * np.float32(pixel / 1000)
     across, through = water.sum(1)[:, None], water.sum(0)[None]  # mm of water
     strength = np.sqrt(0.5 * np.exp((across - 280) / 95) + 0.5 * np.exp((through - 180) / 95)) * 0.75 + 0.25
@@ -1079,24 +1092,41 @@ def _scan_plane(
     white += (
         streak * np.clip((across - 330) / 90, 0, 2).astype(np.float32) * np.float32(1.6 * np.sqrt(n / 12))
     )
-    spectrum = fft.rfft2(plane) * blur + fft.rfft2(white) * (grain * np.float32(amount / gain))
+    spectrum = fft.rfft2(plane) * blur + fft.rfft2(white) * (grain * np.float32(amount))
     return fft.irfft2(spectrum, plane.shape).astype(np.float32)
 
-# %% ../nbs/01_phantom.ipynb #ad76c56c
+# %% ../nbs/01_phantom.ipynb #67d25c32
 @dataclass(frozen=True, eq=False)
 class _Chest:
-    "All that painting a plane needs."
+    "All that painting a plane needs; lengths in mm of the reference adult."
 
     fields: dict[str, Any]
     nearest: dict[str, Any]  # the smallest distance in each plane of the grid
     grid: _Grid
     anatomy: Anatomy
     scan: Scan
-    x: Any
-    y: Any
+    x: Any  # of the columns
+    y: Any  # of the rows
     taps_x: Any
     taps_y: Any
     pixel: float
+
+    def box(self, z: float, half: float):
+        "Rows and columns that the body may touch between z − half and z + half."
+        near = np.abs(self.grid.z.ravel() - z) < half + 2 * self.grid.step[0]
+        inside = self.fields["skin"][near].min(0) < 3
+        if not inside.any():
+            inside[len(inside) // 2, inside.shape[1] // 2] = True
+        spans = []
+        for axis, own, step, flat in ((1, self.y, 1, self.grid.y), (0, self.x, 2, self.grid.x)):
+            at = flat.ravel()[inside.any(axis)]
+            spans.append(
+                slice(*np.searchsorted(own, (at[0] - self.grid.step[step], at[-1] + self.grid.step[step])))
+            )
+        return spans
+
+
+_COUCH_MM = 22  # the middle of the field of view lies so far behind the middle of the chest
 
 
 def _person(random: np.random.Generator) -> Anatomy:
@@ -1140,7 +1170,7 @@ def draw_phantom(
     thick = scan.thickness_mm or step
     zs = (-238 * stature[2] + step * (np.arange(scan.slices) + 0.5)).astype(np.float64)
     xs = (np.arange(scan.size) + 0.5) * pixel - scan.fov_mm / 2
-    ys = xs + 22
+    ys = xs + _COUCH_MM
     affine = np.array(
         [[0, 0, pixel, xs[0]], [0, pixel, 0, ys[0]], [step, 0, 0, zs[0]], [0, 0, 0, 1]], np.float64
     )
@@ -1149,7 +1179,7 @@ def draw_phantom(
     drawn = _measure(labels, affine, an, stature, findings, where)
     return Phantom(hu, labels, affine, an, scan, drawn, seed)
 
-# %% ../nbs/01_phantom.ipynb #b7382db1
+# %% ../nbs/01_phantom.ipynb #3b9142a7
 def _check(an: Anatomy, scan: Scan) -> None:
     for what, came, known in (
         ("sex", an.sex, "FM"),
@@ -1167,8 +1197,7 @@ def _chest(seed, an, scan, stature, axes, findings):
     zs, ys, xs = (a / s for a, s in zip(axes, stature[::-1], strict=True))
     pixel = scan.fov_mm / scan.size
     step = (float(np.clip(np.ptp(zs) / len(zs), 3, 6.5)), *[float(np.clip(1.3 * pixel, 3, 5))] * 2)
-    reach = (-165 - 25 * max(an.habitus, 0), 160)
-    rows = (ys > reach[0]) & (ys < reach[1])
+    rows = (ys > -165 - 25 * max(an.habitus, 0)) & (ys < 160)
     spans = ((zs[0] - 8, zs[-1] + 8), (ys[rows][0], ys[rows][-1]), (xs[0], xs[-1]))
     z, y, x = (
         np.arange(lo - 2 * s, hi + 3 * s, s, dtype=np.float32)
@@ -1181,35 +1210,34 @@ def _chest(seed, an, scan, stature, axes, findings):
     _make_room(fields)
     nearest = {name: f.min((1, 2)) for name, f in fields.items()}
     nearest |= {name: np.full(len(z), -99) for name in ("grain", "fascia", "oblique", "level", "diaphragm")}
-    taps = [_taps(a, b[0], s, len(b)) for a, b, s in ((xs, x, step[2]), (ys[rows], y, step[1]))]
-    at = (xs.astype(np.float32), ys[rows].astype(np.float32))
+    taps = [_taps(a, b[0], s, len(b)) for a, b, s in ((xs, x, step[2]), (ys, y, step[1]))]
+    at = (xs.astype(np.float32), ys.astype(np.float32))
     return _Chest(fields, nearest, g, an, scan, *at, *taps, pixel / stature[0]), where
 
 
 def _expose(seed, chest, stature, axes, thick):
     "Paint and scan all slices."
     scan, (zs, ys, xs) = chest.scan, axes
-    pixel, step = scan.fov_mm / scan.size, scan.coverage_mm / scan.slices
-    first = int(np.searchsorted(ys / stature[1], chest.y[0] - 1e-3))
-    rows = slice(first, first + len(chest.y))
-    blood, gas = _vessel_shares(seed, chest, stature, axes, rows, thick)
-    outside = np.hypot(xs[None], ys[:, None] - 22) > scan.fov_mm / 2
+    pixel = scan.fov_mm / scan.size
+    blood, gas = _vessel_shares(seed, chest, stature, axes, thick)
+    outside = np.hypot(xs[None], ys[:, None] - _COUCH_MM) > scan.fov_mm / 2
     couch = _couch_plane(xs, ys, chest, stature, pixel)
     hu = np.empty((scan.slices, scan.size, scan.size), np.int16)
     labels = np.zeros(hu.shape, np.uint8)
     parts = int(np.clip(round(thick / 1.6), 1, 3))
 
     def expose(k):
-        planes = [
-            _paint(chest, z / stature[2]) for z in zs[k] + ((np.arange(parts) + 0.5) / parts - 0.5) * thick
-        ]
-        labels[k, rows] = planes[parts // 2][1]
-        body = np.mean([plane for plane, _ in planes], axis=0)
-        lung = np.mean([(lab == 2) | (lab == 3) for _, lab in planes], axis=0, dtype=np.float32)
-        body += lung * blood[k] * np.maximum(_HU["blood"] + scan.contrast_hu - body, 0)
-        body += lung * gas[k] * (_HU["air"] - body)
+        at = (zs[k] + ((np.arange(parts) + 0.5) / parts - 0.5) * thick) / stature[2]
+        box = tuple(chest.box(zs[k] / stature[2], thick / 2))
+        planes = [_paint(chest, z, *box) for z in at]
+        labels[k][box] = planes[parts // 2][1]
+        body = sum(plane for plane, _ in planes) / np.float32(parts)
+        lung = sum(((lab == 2) | (lab == 3)).astype(np.float32) for _, lab in planes) / np.float32(parts)
+        shade = np.maximum(_HU["blood"] + np.float32(scan.contrast_hu) - body, 0)
+        body += lung * np.minimum(blood[k][box], 1) * shade
+        body += lung * np.minimum(gas[k][box], 1) * (_HU["air"] - body)
         plane = couch.copy()
-        plane[rows] = np.maximum(plane[rows], body)
+        plane[box] = np.maximum(plane[box], body)
         plane = _scan_plane(plane, scan, pixel, thick, rng(seed, "noise", k))
         plane[outside] = scan.intercept
         hu[k] = np.clip(np.rint(plane), scan.intercept, scan.intercept + 4095)
@@ -1219,24 +1247,20 @@ def _expose(seed, chest, stature, axes, thick):
     return hu, labels
 
 
-def _vessel_shares(seed, chest, stature, axes, rows, thick):
+def _vessel_shares(seed, chest, stature, axes, thick):
     "The share of each voxel that small vessels (with the walls of bronchi) and small airways fill."
     zs, ys, xs = axes
     step = zs[1] - zs[0] if len(zs) > 1 else thick
     pixel = xs[1] - xs[0]
     blood, bronchi = _trees(chest.grid, chest.fields, pixel, rng(seed, "vessels"))
-    shape = (len(zs), rows.stop - rows.start, len(xs))
-    shares = [np.zeros(shape, np.float32) for _ in range(2)]
+    shares = [np.zeros((len(zs), len(ys), len(xs)), np.float32) for _ in range(2)]
     walls = bronchi.copy()
-    walls[:, 6] = walls[:, 6] * 1.2 + 0.4
+    walls[:, 6] = walls[:, 6] * 1.25 + 0.35
     for volume, tree in ((shares[0], blood), (shares[0], walls), (shares[1], bronchi)):
         tree = tree.copy()
-        for i, (axis, scale, mm) in enumerate(
-            zip((xs, ys[rows], zs), stature, (pixel, pixel, step), strict=True)
-        ):
+        for i, (axis, scale, mm) in enumerate(zip((xs, ys, zs), stature, (pixel, pixel, step), strict=True)):
             tree[:, [i, i + 3]] = (tree[:, [i, i + 3]] * scale - axis[0]) / mm
         _ink(volume, tree, (step, pixel, pixel))
-        np.clip(volume, 0, 1, out=volume)
     return shares
 
 
@@ -1269,148 +1293,152 @@ def _measure(labels, affine, an, stature, findings, where):
         ],
     }
 
-# %% ../nbs/01_phantom.ipynb #399a5da4
+# %% ../nbs/01_phantom.ipynb #7e1b534e
 def _uid(*keys: object) -> UID:
-    "A UID that depends on the keys alone (the 2.25 arc, DICOM PS3.5 B.2)."
+    "A UID that depends on the keys alone."
     digest = sha256("\x1f".join(map(str, keys)).encode()).digest()
     return UID(f"2.25.{int.from_bytes(digest[:16], 'big')}")
 
 
-def _patient(ds, name, patient_id, sex, age, birth, identity_removed):
-    ds.PatientName, ds.PatientID, ds.PatientBirthDate, ds.PatientSex = name, patient_id, birth, sex
-    ds.PatientAge = f"{age:03d}Y"
-    if identity_removed:
-        ds.PatientIdentityRemoved = "YES"
-        ds.DeidentificationMethod = "Removed by the sender"
-
-
-def _common(sop_class, sop, study, series, frame, modality, model):
+def _object(sop_class: UID, sop: UID, modality: str) -> Dataset:
+    "SOP Common (C.12.1), and the file meta information."
     ds = Dataset()
     ds.file_meta = FileMetaDataset()
-    ds.file_meta.MediaStorageSOPClassUID = sop_class
-    ds.file_meta.MediaStorageSOPInstanceUID = sop
+    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID = sop_class
+    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID = sop
     ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     ds.file_meta.ImplementationClassUID = _uid("lungseg")
-    ds.SpecificCharacterSet = "ISO_IR 192"
-    ds.SOPClassUID, ds.SOPInstanceUID = sop_class, sop
-    ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.FrameOfReferenceUID = study, series, frame
-    ds.Modality = modality
-    ds.StudyDate, ds.StudyTime, ds.AccessionNumber, ds.StudyID = "20200102", "100000", "", "1"
-    ds.ReferringPhysicianName, ds.PositionReferenceIndicator = "", ""
-    ds.Manufacturer, ds.ManufacturerModelName, ds.SoftwareVersions = "Phantom Works", model, "1.0"
-    ds.StudyDescription = "Chest CT (synthetic)"
+    ds.SpecificCharacterSet, ds.Modality = "ISO_IR 192", modality
     return ds
 
 
-def _write_ct(path, stored, ds, ipp, px, thickness, intercept, number):
-    ds.SeriesNumber, ds.InstanceNumber, ds.AcquisitionNumber = 2, number, 1
-    ds.SeriesDescription = "Chest, axial"
-    ds.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
-    ds.SeriesDate = ds.AcquisitionDate = ds.ContentDate = ds.StudyDate
-    ds.SeriesTime = ds.AcquisitionTime = ds.ContentTime = ds.StudyTime
+def _patient(ds: Dataset, an: Anatomy, name: str, patient_id: str, birth_date: str, removed: bool) -> None:
+    "Patient (C.7.1.1) and Patient Study (C.7.2.2)."
+    ds.PatientName, ds.PatientID, ds.PatientBirthDate = name, patient_id, birth_date
+    ds.PatientSex, ds.PatientAge = an.sex, f"{an.age_years:03d}Y"
+    ds.PatientSize = round(an.height_cm / 100, 2)
+    ds.PatientWeight = round((25 + 7 * an.habitus) * (an.height_cm / 100) ** 2, 1)
+    if removed:
+        ds.PatientIdentityRemoved, ds.DeidentificationMethod = "YES", "As the sender says"
+
+
+def _study(
+    ds: Dataset, study: UID, series: UID, frame: UID, number: int, description: str, model: str
+) -> None:
+    "General Study (C.7.2.1), General Series (C.7.3.1), Frame of Reference (C.7.4.1), General Equipment (C.7.5.1)."
+    ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.FrameOfReferenceUID = study, series, frame
+    ds.StudyDate = ds.SeriesDate = "20200102"
+    ds.StudyTime = ds.SeriesTime = "100000"
+    ds.AccessionNumber, ds.StudyID, ds.ReferringPhysicianName, ds.PositionReferenceIndicator = "", "1", "", ""
+    ds.StudyDescription, ds.SeriesDescription, ds.SeriesNumber = "Chest CT (synthetic)", description, number
+    ds.Manufacturer, ds.ManufacturerModelName, ds.SoftwareVersions = "Phantom Works", model, "1.0"
+
+
+def _ct(ds: Dataset, scan: Scan, number: int) -> None:
+    "General Image (C.7.6.1) and CT Image (C.8.2.1)."
+    ds.ImageType, ds.InstanceNumber, ds.AcquisitionNumber = ["ORIGINAL", "PRIMARY", "AXIAL"], number, 1
+    ds.AcquisitionDate = ds.ContentDate = ds.StudyDate
+    ds.AcquisitionTime = ds.ContentTime = ds.StudyTime
     ds.PatientPosition, ds.BodyPartExamined = "HFS", "CHEST"
+    ds.KVP, ds.XRayTubeCurrent, ds.ExposureTime = 120, round(200 * scan.dose), 500
+    ds.DataCollectionDiameter, ds.ReconstructionDiameter = 500, scan.fov_mm
+    ds.GantryDetectorTilt, ds.ConvolutionKernel = 0, _KERNELS[scan.kernel][3]
+    ds.RescaleIntercept, ds.RescaleSlope, ds.RescaleType = scan.intercept, 1, "HU"
+    ds.WindowCenter, ds.WindowWidth = [-600, 40], [1500, 400]
+
+
+def _plane_of(ds: Dataset, corner_mm, spacing_mm: float, thickness_mm: float) -> None:
+    "Image Plane (C.7.6.2)."
     ds.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-    ds.ImagePositionPatient = [round(float(v), 4) for v in ipp]
-    ds.SliceLocation = round(float(ipp[2]), 4)
-    ds.PixelSpacing = [round(float(px), 6)] * 2
-    ds.SliceThickness = round(float(thickness), 4)
-    ds.KVP, ds.ConvolutionKernel = 120, "standard"
-    ds.RescaleIntercept, ds.RescaleSlope, ds.RescaleType = intercept, 1, "HU"
-    ds.WindowCenter, ds.WindowWidth = -600, 1500
+    ds.ImagePositionPatient = [f"{v:.4f}" for v in corner_mm]
+    ds.SliceLocation = f"{corner_mm[2]:.4f}"
+    ds.PixelSpacing = [f"{spacing_mm:.6f}"] * 2
+    ds.SliceThickness = f"{thickness_mm:.4f}"
+
+
+def _pixels(ds: Dataset, hu: Int16[np.ndarray, "row col"]) -> None:
+    "Image Pixel (C.7.6.3): twelve bits, unsigned, as most scanners store them."
     ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
-    ds.Rows, ds.Columns = stored.shape
-    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 1
-    ds.PixelData = stored.astype("<i2").tobytes()
+    ds.Rows, ds.Columns = hu.shape
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 12, 11, 0
+    stored = np.clip(hu.astype(np.int32) - int(ds.RescaleIntercept), 0, 4095)
+    ds.PixelData = stored.astype("<u2").tobytes()
+
+
+def _save(ds: Dataset, path: Path | str) -> Path:
     with writing(path) as beside:
         dcmwrite(beside, ds, enforce_file_format=True)
     return Path(path)
 
-
+# %% ../nbs/01_phantom.ipynb #901eee19
 def write_phantom(
     phantom: Phantom,
-    folder: Path | str,  # is made; gets one file a slice, named in no useful order
+    folder: Path | str,  # is made if absent; gets one file a slice
     *,
-    name: str = "Phantom^One",
+    name: str = "Phantom^One",  # PatientName
     patient_id: str = "PHANTOM-1",
     birth_date: str = "",  # YYYYMMDD, or empty
-    identity_removed: bool = True,  # what PatientIdentityRemoved claims
-    key: object = None,  # UIDs depend on this; None: on seed and patient
+    identity_removed: bool = True,  # what PatientIdentityRemoved claims, be it true or not
+    key: object = None,  # the UIDs depend on it; None: on seed and patient
+    more: dict[str, Any] | None = None,  # further attributes by keyword, e.g. InstitutionName
 ) -> list[Path]:  # the files, feet to head
     "Write a phantom as one DICOM CT series."
-    folder = Path(folder)
     key = key if key is not None else (phantom.seed, patient_id)
     study, series, frame = (_uid(key, what) for what in ("study", "series", "frame"))
-    n = len(phantom.hu)
+    scan, affine, n = phantom.scan, phantom.affine, len(phantom.hu)
     order = rng(phantom.seed, key, "names").permutation(n)
     files = []
-    for k, plane in enumerate(phantom.hu):
-        ds = _common(CTImageStorage, _uid(key, "image", k), study, series, frame, "CT", phantom.scan.model)
-        an = phantom.anatomy
-        _patient(ds, name, patient_id, an.sex, an.age_years, birth_date, identity_removed)
-        stored = np.clip(plane.astype(np.int32) - phantom.scan.intercept, -32768, 32767).astype(np.int16)
-        ipp = (phantom.affine @ [k, 0, 0, 1])[:3]
-        files.append(
-            _write_ct(
-                folder / f"{order[k]:06d}.dcm",
-                stored,
-                ds,
-                ipp,
-                phantom.affine[0, 2],
-                phantom.scan.thickness_mm or phantom.affine[2, 0],
-                phantom.scan.intercept,
-                n - k,
-            )
-        )
+    for k, hu in enumerate(phantom.hu):
+        ds = _object(CTImageStorage, _uid(key, "image", k), "CT")
+        _patient(ds, phantom.anatomy, name, patient_id, birth_date, identity_removed)
+        _study(ds, study, series, frame, 2, "Chest, axial", scan.model)
+        _ct(ds, scan, n - k)
+        _plane_of(ds, (affine @ [k, 0, 0, 1])[:3], affine[0, 2], scan.thickness_mm or affine[2, 0])
+        _pixels(ds, hu)
+        for keyword, value in (more or {}).items():
+            setattr(ds, keyword, value)
+        files.append(_save(ds, Path(folder) / f"{order[k]:06d}.dcm"))
     return files
 
 
 def write_series(
-    folder: Path | str,  # is made if absent; files of an earlier call stay
-    z_mm: list[float],  # one slice at each position, in this order of files
+    folder: Path | str,  # is made if absent; the files of an earlier call stay
+    z_mm: list[float],  # one slice at each height, in this order of files
     *,
     size: int = 16,  # rows and columns
     spacing_mm: float = 4.0,  # of a pixel
-    hu: HU | None = None,  # (slice, row, column); None: a small disc of water in air
-    intercept: int = -1024,
+    thickness_mm: float = 2.5,
+    hu: Int16[np.ndarray, "slice row col"] | None = None,  # None: a disc of water in air
+    intercept: int = -1024,  # RescaleIntercept, HU
     patient_id: str = "SERIES-1",
+    more: dict[str, Any] | None = None,  # further attributes by keyword
 ) -> list[Path]:
-    "Write a tiny, complete CT series with a `SeriesInstanceUID` of its own at every call."
-    folder, series, key = Path(folder), generate_uid(prefix=None), generate_uid(prefix=None)
-    at = (np.arange(size) - (size - 1) / 2) / size
+    "Write a tiny, complete CT series; every call makes a new `SeriesInstanceUID`, in the same study of one patient."
+    series, scan = (
+        generate_uid(prefix=None),
+        Scan(size, len(z_mm), intercept=intercept, fov_mm=size * spacing_mm),
+    )
     if hu is None:
-        hu = np.broadcast_to(
-            np.where(np.hypot(at[:, None], at) < 0.35, 0, -1000).astype(np.int16), (len(z_mm), size, size)
-        )
-    files = []
+        at = (np.arange(size) + 0.5) / size - 0.5
+        disc = np.where(np.hypot(at[:, None], at) < 0.35, 0, -1000).astype(np.int16)
+        hu = np.broadcast_to(disc, (len(z_mm), size, size))
+    corner, files = (0.5 - size / 2) * spacing_mm, []
     for k, z in enumerate(z_mm):
-        ds = _common(
-            CTImageStorage,
-            _uid(key, k),
-            _uid(patient_id, "study"),
-            series,
-            _uid(patient_id, "frame"),
-            "CT",
-            "Phantom CT 64",
+        ds = _object(CTImageStorage, generate_uid(prefix=None), "CT")
+        _patient(ds, Anatomy(), "Phantom^Series", patient_id, "", True)
+        _study(
+            ds, _uid(patient_id, "study"), series, _uid(patient_id, "frame"), 2, "Chest, axial", scan.model
         )
-        _patient(ds, "Phantom^Series", patient_id, "O", 50, "", True)
-        ipp = (at[0] * size * spacing_mm, at[0] * size * spacing_mm, z)
-        path = folder / f"{series.rsplit('.', 1)[-1][-8:]}_{k:03d}.dcm"
-        files.append(
-            _write_ct(
-                path,
-                (hu[k].astype(np.int32) - intercept).astype(np.int16),
-                ds,
-                ipp,
-                spacing_mm,
-                2.5,
-                intercept,
-                k + 1,
-            )
-        )
+        _ct(ds, scan, k + 1)
+        _plane_of(ds, (corner, corner, float(z)), spacing_mm, thickness_mm)
+        _pixels(ds, hu[k])
+        for keyword, value in (more or {}).items():
+            setattr(ds, keyword, value)
+        files.append(_save(ds, Path(folder) / f"{series[-8:]}_{k:03d}.dcm"))
     return files
 
-# %% ../nbs/01_phantom.ipynb #47eb2075
-ROIS = {
+# %% ../nbs/01_phantom.ipynb #5d4a2051
+ROIS = {  # name: display colour, labels
     "Lung_L": ((255, 128, 0), ("lung_left",)),
     "Lung_R": ((0, 128, 255), ("lung_right",)),
     "SpinalCord": ((255, 255, 0), ("cord",)),
@@ -1418,134 +1446,175 @@ ROIS = {
 }
 
 
+def _item(**attributes: Any) -> Dataset:
+    ds = Dataset()
+    for keyword, value in attributes.items():
+        setattr(ds, keyword, value)
+    return ds
+
+
+def _reference(head: Dataset) -> Dataset:
+    return _item(ReferencedSOPClassUID=head.SOPClassUID, ReferencedSOPInstanceUID=head.SOPInstanceUID)
+
+
+def _contours(
+    mask: Bool[np.ndarray, "slice row col"],
+    affine: Affine,
+    heads: list[Dataset],  # the CT slices, in the mask's order
+) -> list[Dataset]:
+    "Closed polygons around a mask (ROI Contour, C.8.8.6)."
+    from skimage.measure import find_contours
+
+    contours = []
+    for k in np.flatnonzero(mask.any((1, 2))):
+        soft = ndimage.gaussian_filter(np.pad(mask[k], 2).astype(np.float32), 0.6)
+        for line in find_contours(soft, 0.5):
+            corners = line[:-1] - 2
+            if len(corners) < 3:
+                continue
+            index = np.c_[np.full(len(corners), k), corners, np.ones(len(corners))]
+            contours.append(
+                _item(
+                    ContourImageSequence=[_reference(heads[k])],
+                    ContourGeometricType="CLOSED_PLANAR",
+                    NumberOfContourPoints=len(corners),
+                    ContourData=[f"{v:.3f}" for v in (index @ affine.T)[:, :3].ravel()],
+                )
+            )
+    return contours
+
+
+def _referenced(heads: list[Dataset]) -> Dataset:
+    "The frame of reference with every slice of the CT series (Structure Set, C.8.8.5)."
+    ct = heads[0]
+    series = _item(
+        SeriesInstanceUID=ct.SeriesInstanceUID, ContourImageSequence=[_reference(h) for h in heads]
+    )
+    study = _item(
+        ReferencedSOPClassUID="1.2.840.10008.3.1.2.3.1",  # Detached Study Management, as PS3.3 C.8.8.5.4 asks
+        ReferencedSOPInstanceUID=ct.StudyInstanceUID,
+        RTReferencedSeriesSequence=[series],
+    )
+    return _item(FrameOfReferenceUID=ct.FrameOfReferenceUID, RTReferencedStudySequence=[study])
+
+
 def write_rtstruct(
     phantom: Phantom,
     ct_files: list[Path],  # as `write_phantom` returned them: feet to head
     path: Path | str,
 ) -> Path:
-    "Write the lungs, the cord and the heart as an RT Structure Set on the CT series."
-    from pydicom import dcmread
-    from skimage.measure import find_contours
-
+    "Write lungs, cord and heart as an RT Structure Set on the CT series."
     heads = [dcmread(f, stop_before_pixels=True) for f in ct_files]
     ct = heads[0]
-    key = (ct.SeriesInstanceUID, "structures")
-    ds = _common(
-        RTStructureSetStorage,
-        _uid(key),
-        ct.StudyInstanceUID,
-        _uid(key, "series"),
-        ct.FrameOfReferenceUID,
-        "RTSTRUCT",
-        ct.ManufacturerModelName,
-    )
-    for keyword in (
-        "PatientName",
-        "PatientID",
-        "PatientBirthDate",
-        "PatientSex",
-        "PatientAge",
-        "PatientIdentityRemoved",
-        "DeidentificationMethod",
-    ):
-        if keyword in ct:
-            ds[keyword] = ct[keyword]
-    ds.SeriesNumber, ds.InstanceNumber, ds.OperatorsName = 3, 1, ""
-    ds.StructureSetLabel, ds.StructureSetDate, ds.StructureSetTime = "Lungs", ct.StudyDate, ct.StudyTime
-    ds.SeriesDescription = "Contours"
-
-    def refer(head):
-        item = Dataset()
-        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = head.SOPClassUID, head.SOPInstanceUID
-        return item
-
-    series = Dataset()
-    series.SeriesInstanceUID, series.ContourImageSequence = ct.SeriesInstanceUID, [refer(h) for h in heads]
-    study = Dataset()
-    study.ReferencedSOPClassUID, study.ReferencedSOPInstanceUID = (
-        "1.2.840.10008.3.1.2.3.1",
-        ct.StudyInstanceUID,
-    )
-    study.RTReferencedSeriesSequence = [series]
-    frame = Dataset()
-    frame.FrameOfReferenceUID, frame.RTReferencedStudySequence = ct.FrameOfReferenceUID, [study]
-    ds.ReferencedFrameOfReferenceSequence = [frame]
+    ds = _object(RTStructureSetStorage, _uid(ct.SeriesInstanceUID, "structures"), "RTSTRUCT")
+    who = (ct.PatientName, ct.PatientID, ct.PatientBirthDate, "PatientIdentityRemoved" in ct)
+    _patient(ds, phantom.anatomy, *map(str, who[:3]), who[3])
+    series = _uid(ct.SeriesInstanceUID, "contours")
+    _study(ds, ct.StudyInstanceUID, series, ct.FrameOfReferenceUID, 3, "Contours", ct.ManufacturerModelName)
+    ds.InstanceNumber, ds.OperatorsName, ds.ApprovalStatus = 1, "", "UNAPPROVED"
+    ds.StructureSetLabel, ds.StructureSetDate, ds.StructureSetTime = "Chest", ct.StudyDate, ct.StudyTime
+    ds.ReferencedFrameOfReferenceSequence = [_referenced(heads)]
     ds.StructureSetROISequence, ds.ROIContourSequence, ds.RTROIObservationsSequence = [], [], []
-    for number, (roi, (colour, names)) in enumerate(ROIS.items(), 1):
-        mask = np.isin(phantom.labels, [LABELS[n] for n in names])
-        contours = []
-        for k in np.flatnonzero(mask.any((1, 2))):
-            for line in find_contours(np.pad(mask[k], 1).astype(float), 0.5):
-                if len(line) < 4:
-                    continue
-                rc = line[:-1] - 1
-                points = np.c_[np.full(len(rc), k), rc, np.ones(len(rc))] @ phantom.affine.T
-                item = Dataset()
-                item.ContourImageSequence = [refer(heads[k])]
-                item.ContourGeometricType, item.NumberOfContourPoints = "CLOSED_PLANAR", len(rc)
-                item.ContourData = [f"{v:.3f}" for v in points[:, :3].ravel()]
-                contours.append(item)
-        info = Dataset()
-        info.ROINumber, info.ReferencedFrameOfReferenceUID, info.ROIName = number, ct.FrameOfReferenceUID, roi
-        info.ROIGenerationAlgorithm = "AUTOMATIC"
-        ds.StructureSetROISequence.append(info)
-        drawn = Dataset()
-        drawn.ReferencedROINumber, drawn.ROIDisplayColor = number, list(colour)
-        if contours:
-            drawn.ContourSequence = contours
-        ds.ROIContourSequence.append(drawn)
-        seen = Dataset()
-        seen.ObservationNumber, seen.ReferencedROINumber = number, number
-        seen.RTROIInterpretedType, seen.ROIInterpreter = "ORGAN", ""
-        ds.RTROIObservationsSequence.append(seen)
-    ds.ApprovalStatus = "UNAPPROVED"
-    with writing(path) as beside:
-        dcmwrite(beside, ds, enforce_file_format=True)
-    return Path(path)
+    for number, (name, (colour, labels)) in enumerate(ROIS.items(), 1):
+        mask = np.isin(phantom.labels, [LABELS[n] for n in labels])
+        frame = {
+            "ReferencedFrameOfReferenceUID": ct.FrameOfReferenceUID,
+            "ROIGenerationAlgorithm": "AUTOMATIC",
+        }
+        ds.StructureSetROISequence.append(_item(ROINumber=number, ROIName=name, **frame))
+        roi = _item(ReferencedROINumber=number, ROIDisplayColor=list(colour))
+        if contours := _contours(mask, phantom.affine, heads):
+            roi.ContourSequence = contours
+        ds.ROIContourSequence.append(roi)
+        kind = {"RTROIInterpretedType": "ORGAN", "ROIInterpreter": ""}
+        ds.RTROIObservationsSequence.append(
+            _item(ObservationNumber=number, ReferencedROINumber=number, **kind)
+        )
+    return _save(ds, path)
 
-# %% ../nbs/01_phantom.ipynb #9cf131ed
+# %% ../nbs/01_phantom.ipynb #8d65e733
+_COHORT = (
+    (Anatomy("F", 58, -0.1, 0.95, height_cm=165), {}, ()),
+    (Anatomy("M", 67, 0.2, 0.95, height_cm=176), {}, (Finding("tumour", "left", 38, (0.65, 0.55, 0.65)),)),
+    (Anatomy("F", 73, 0.6, 0.75, height_cm=158), {"dose": 0.5}, (Finding("effusion", "right", 22),)),
+    (
+        Anatomy("M", 49, -0.6, 1.0, height_cm=184),
+        {"kernel": "sharp"},
+        (Finding("nodule", "right", 11, (0.4, 0.4, 0.6)),),
+    ),
+    (Anatomy("F", 62, 0.1, 0.85, arms="down", height_cm=168), {}, ()),
+    (
+        Anatomy("M", 76, -0.4, 1.0, height_cm=171),
+        {},
+        (Finding("emphysema", "left", 25), Finding("emphysema", "right", 30)),
+    ),
+    (Anatomy("F", 44, -0.7, 1.0, height_cm=171, scoliosis_mm=11), {"contrast_hu": 110}, ()),
+    (Anatomy("M", 70, 0.9, 0.6, height_cm=174), {"dose": 0.6}, ()),
+    (
+        Anatomy("F", 66, 0.3, 0.9, height_cm=161),
+        {"kernel": "smooth"},
+        (Finding("tumour", "right", 52, (0.4, 0.6, 0.7)),),
+    ),
+    (Anatomy("M", 55, 0.1, 0.9, height_cm=179), {"intercept": -1000, "model": "Phantom CT 16"}, ()),
+    (
+        Anatomy("F", 79, -0.3, 0.7, height_cm=156),
+        {},
+        (Finding("consolidation", "left", 65, (0.5, 0.8, 0.25)),),
+    ),
+    (Anatomy("M", 61, 0.4, 0.45, arms="down", height_cm=181), {"contrast_hu": 90}, ()),
+)
+_BIRTH_DATES = {3: "19700401", 6: "19751224"}  # left in by mistake
+
+
+def _stored_masks(lungs, i: int):
+    "Lungs as 0 and 1, with the slices as some coursework files have them: head to feet, or last of the axes."
+    if i % 5 == 2:
+        lungs = lungs[::-1]
+    return np.moveaxis(lungs, 0, -1) if i % 6 == 4 else lungs
+
+
+def _write_case(out: Path, i: int, size: int, slices: int, seed: int) -> None:
+    case = f"Case_{i:03d}"
+    anatomy, options, findings = _COHORT[i % len(_COHORT)]
+    own = int(rng(seed, case).integers(2**31))
+    phantom = draw_phantom(own, anatomy=anatomy, scan=Scan(size, slices, **options), findings=findings)
+    files = write_phantom(
+        phantom,
+        out / "Images" / case,
+        name=f"Phantom^Nobody{i:03d}",
+        patient_id=f"PHANTOM-{i:03d}",
+        birth_date=_BIRTH_DATES.get(i, ""),
+        key=(seed, case),
+    )
+    write_rtstruct(phantom, files, out / "Structures" / f"{case}.dcm")
+    lungs = np.isin(phantom.labels, (LABELS["lung_left"], LABELS["lung_right"])).astype(np.uint8)
+    with writing(out / "Segmentations" / f"{case}_seg.npz") as beside:
+        np.savez_compressed(beside, masks=_stored_masks(lungs, i))
+
+
 def write_cohort(
     out: Path | str,  # gets Images/, Structures/ and Segmentations/
     *,
     cases: int = 12,
-    size: int = 256,
-    slices: int = 60,
+    size: int = 256,  # rows and columns
+    slices: int = 60,  # of each case
     seed: int = 0,
-) -> Path:
-    "Write a cohort of phantoms as the coursework's folders."
+    workers: int = 1,  # processes
+) -> Path:  # out
+    """Write a cohort of phantoms as a coursework would hand it out: CT, contours and lung masks.
+
+    Raises `InputError` if there is to be no case.
+    """
     out = Path(out)
-    for i in progress(range(cases), "Drawing phantoms", unit="case"):
-        case = f"Case_{i:03d}"
-        other = i == 9
-        sex = "FM"[i % 2]
-        random = rng(seed, case)
-        an = Anatomy(
-            sex=sex,
-            age_years=int(random.integers(35, 85)),
-            habitus=float(random.uniform(-0.8, 0.8)),
-            breath=float(random.uniform(0.5, 1)),
-        )
-        scan = Scan(
-            size=size,
-            slices=slices,
-            intercept=-1000 if other else -1024,
-            model="Phantom CT 16" if other else "Phantom CT 64",
-        )
-        phantom = draw_phantom(int(random.integers(2**31)), anatomy=an, scan=scan)
-        files = write_phantom(
-            phantom,
-            out / "Images" / case,
-            name=f"Invented^Patient{i}",
-            patient_id=f"LUNG-{i:03d}",
-            birth_date="19510203" if i in (3, 6) else "",
-            key=(seed, case),
-        )
-        write_rtstruct(phantom, files, out / "Structures" / f"{case}.dcm")
-        masks = np.isin(phantom.labels, [LABELS["lung_left"], LABELS["lung_right"]]).astype(np.uint8)
-        if i % 5 == 2:
-            masks = masks[::-1]
-        if i % 5 == 4:
-            masks = np.moveaxis(masks, 0, -1)
-        with writing(out / "Segmentations" / f"{case}_seg.npz") as beside:
-            np.savez_compressed(beside, masks=masks)
+    if cases < 1:
+        raise InputError(f"cases is {cases}, expected at least 1")
+    work = [(out, i, size, slices, seed) for i in range(cases)]
+    if workers == 1:
+        for job in progress(work, "Drawing phantoms", unit="case"):
+            _write_case(*job)
+        return out
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        jobs = [pool.submit(_write_case, *job) for job in work]
+        for job in progress(as_completed(jobs), "Drawing phantoms", unit="case", total=cases):
+            job.result()
     return out
