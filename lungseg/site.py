@@ -457,7 +457,7 @@ def execute_pages(
         old.unlink()
     return {s: read_json(path) for s, path in kept.items()}
 
-# %% ../nbs/17_site.ipynb #a8d36076
+# %% ../nbs/17_site.ipynb #cbed894d
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]{6,}")
 
 
@@ -470,6 +470,8 @@ def _clean_output(
     data = {
         k: v for k, v in output.get("data", {}).items() if not k.startswith("application/vnd.jupyter.widget")
     }
+    if data.keys() != output.get("data", {}).keys() and data.keys() <= {"text/plain"}:
+        return None  # a widget that needs a kernel: a progress bar, a slider
     if "text/plain" in data:
         data["text/plain"] = _ADDRESS.sub("", "".join(data["text/plain"]))
     if "data" in output:
@@ -541,7 +543,7 @@ def _with_outputs(notebook: dict, outputs: list[list[dict]] | None, key: str) ->
     }
     return json.dumps(notebook, ensure_ascii=False, indent=1).encode()
 
-# %% ../nbs/17_site.ipynb #c5ba13e5
+# %% ../nbs/17_site.ipynb #14744c61
 def _head(lines: list[str], node: ast.AST) -> list[str]:
     "The lines of a `def` or `class` statement down to its colon."
     body = node.body[0]
@@ -567,7 +569,8 @@ def as_written(
                 kept += lines[part.lineno - 1 : part.end_lineno]
             elif isinstance(part, ast.FunctionDef) and (part.name in shown or not part.name.startswith("_")):
                 wrapped = [f"    @{ast.unparse(d)}" for d in part.decorator_list]
-                kept += ["", *wrapped, *_head(lines, part)]
+                about = (ast.get_docstring(part) or "").partition("\n")[0]
+                kept += ["", *wrapped, *_head(lines, part), *([f'        "{about}"'] if about else [])]
     bare = isinstance(node, ast.ClassDef) and len(kept) == 1
     return kept[0].partition(":")[0] if bare else "\n".join(kept)
 
@@ -608,12 +611,12 @@ class Documented:
             signature = as_written(_source(self.sym))
         except (OSError, TypeError, SyntaxError, AttributeError):
             signature = self.name
-        parts = ["---", f'[source]({link}){{style="float:right; font-size:smaller"}}' if link else ""]
-        parts += [
-            f"{'#' * self.level} {self.name} {{.api}}",
-            f"```python\n{signature}\n```",
-            inspect.getdoc(self.sym) or "",
+        parts = [
+            "::: {.api-doc}",
+            f'[source]({link}){{.api-source style="float:right; font-size:smaller"}}' if link else "",
         ]
+        parts += [f"{'#' * self.level} {self.name} {{.api}}", f"```python\n{signature}\n```"]
+        parts += [inspect.getdoc(self.sym) or "", ":::"]
         return "\n\n".join(filter(None, parts))
 
 # %% ../nbs/17_site.ipynb #6d2a3dcd
@@ -763,7 +766,7 @@ def output_markdown(
         return text
     return "" if not text.strip() or _REPR.match(text) else _fenced(text, ".result")
 
-# %% ../nbs/17_site.ipynb #8f4d570f
+# %% ../nbs/17_site.ipynb #c99e32ef
 def cell_markdown(
     draft: Draft,  # receives pictures and HTML
     cell: dict,  # of a notebook that nbdev has processed
@@ -810,6 +813,9 @@ def _outputs_markdown(
         name = f"{label or f'cell-{n}'}-{i + 1}"
         if text := output_markdown(draft, output, name=name, asis=asis, alt=alt):
             found.append(text)
+    if not found and label.startswith(("fig-", "tbl-")):
+        warnings.warn(f"{draft.source}: {label} is empty, its cell has no output", SiteWarning, stacklevel=2)
+        found = ["*Nothing to show: this cell has not been run.*"]
     if not found:
         return []
     columns = f' style="--columns: {options["layout-ncol"]}"' if "layout-ncol" in options else ""
@@ -1139,7 +1145,7 @@ def _linking(
 
     return change
 
-# %% ../nbs/17_site.ipynb #02323002
+# %% ../nbs/17_site.ipynb #9375a198
 @dataclass(frozen=True)
 class Page:
     "A rendered page."
@@ -1163,7 +1169,8 @@ def _sections(
     title: str,
 ) -> tuple[list[tuple[int, str, str]], list[tuple[str, str, str]]]:  # headings; sections with their text
     toc, search, name, heading, text = [], [], "", title, []
-    for block in blocks:
+    documented = [b["c"][1] if b["t"] == "Div" and "api-doc" in b["c"][0][1] else [b] for b in blocks]
+    for block in sum(documented, []):
         if block["t"] == "Header" and block["c"][0] > 1:
             search.append((name, heading, " ".join(" ".join(text).split())))
             level, attr, inlines = block["c"]
