@@ -7,7 +7,7 @@ __all__ = ['METHODS', 'SPLITS', 'lung_position', 'is_excellent', 'score_case', '
            'load_predictions', 'Evaluation', 'evaluate', 'known_affine', 'current_run', 'load_evaluation',
            'report_tags', 'counted', 'Interval', 'patient_interval', 'pick', 'markdown_table']
 
-# %% ../nbs/14_evaluate.ipynb #fdffabc6
+# %% ../nbs/14_evaluate.ipynb #a066730d
 import json
 import os
 import zlib
@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from . import __version__
-from .cohort import Store, Stored
+from .cohort import Store, Stored, _folder_name
 from lungseg.core import (
     CohortError,
     Held,
@@ -74,7 +74,7 @@ def score_case(
     slices["excellent"] = is_excellent(slices)
     return slices, patient_scores(pred, ref, affine=affine)
 
-# %% ../nbs/14_evaluate.ipynb #945d3b0c
+# %% ../nbs/14_evaluate.ipynb #e65a3692
 def summarise(
     table: pd.DataFrame,  # one row a slice or a patient
     score: str,  # the column to describe
@@ -88,7 +88,7 @@ def summarise(
         values = group[score]
         q1, median, q3 = values.quantile([0.25, 0.5, 0.75])
         row = {
-            "patients": group.case.nunique(),
+            "patients": group[_unit(group)].nunique(),
             "values": int(values.count()),
             "nan": int(values.isna().sum()),
         }
@@ -96,9 +96,14 @@ def summarise(
         rows.append(dict(zip(by, key, strict=True)) | row | {"q3": q3, "iqr": q3 - q1, "max": values.max()})
     return pd.DataFrame(rows)
 
-# %% ../nbs/14_evaluate.ipynb #2b10c7b4
+
+def _unit(table: pd.DataFrame) -> str:
+    "The column that says who a row belongs to: two scans of one patient are one patient."
+    return "patient" if "patient" in table else "case"
+
+# %% ../nbs/14_evaluate.ipynb #86a3c40c
 def _prediction_file(folder: Path, case: str) -> Path:
-    return folder / "predictions" / f"{case}.npz"
+    return folder / "predictions" / f"{_folder_name(case)}.npz"
 
 
 def save_predictions(
@@ -175,7 +180,7 @@ def _parts(
         ((part, name) for name, part in part_of.items()), key=lambda pn: (SPLITS.index(pn[0]), pn[1])
     )
 
-# %% ../nbs/14_evaluate.ipynb #68fbb9c2
+# %% ../nbs/14_evaluate.ipynb #3803b7f0
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     "The two tables of a run, and where its cases and predictions are."
@@ -224,7 +229,7 @@ def evaluate(
         raise ModelError(f"{run.name}: expected model.safetensors of a finished run, found none")
     segment_with = cache(lambda: _network(run))  # loaded only if a prediction is missing
     methods = {"network": lambda volume: segment_with()(volume), "threshold": threshold_lungs}
-    slices, patients, held = [], [], []
+    slices, patients, held, number = [], [], [], _numbered(store)
     for part, name in progress(_parts(run, store, split), "evaluate", unit="case"):
         case = store.case(name)
         if case.mask is None:
@@ -236,7 +241,7 @@ def evaluate(
             for method, why in refused.items()
         ]
         for method, pred in masks.items():
-            first = {"case": name, "split": part, "method": method}
+            first = {"case": name, "patient": number[name], "split": part, "method": method}
             rows, scores = score_case(pred, np.asarray(case.mask), affine=known_affine(case))
             slices.append(rows.assign(**first)[[*first, *rows.columns]])
             excellent = float(rows.excellent.mean())
@@ -246,7 +251,7 @@ def evaluate(
     tables = pd.concat(slices, ignore_index=True), pd.DataFrame(patients)
     return _write(Evaluation(*tables, run, Path(store.path), tuple(held)))
 
-# %% ../nbs/14_evaluate.ipynb #9782ceaf
+# %% ../nbs/14_evaluate.ipynb #66a5c409
 def _network(run: Path) -> Callable:
     from lungseg.predict import load_model, segment
 
@@ -275,13 +280,20 @@ def known_affine(
     case: Stored,  # the case as stored
 ) -> np.ndarray | None:  # indices to mm, LPS
     "The case's affine, or None if its arrays came without a header."
-    return case.affine if case.meta.get("spacing_known", True) else None
+    return case.affine if case.spacing_known else None
+
+
+def _numbered(store: Store) -> dict[str, int]:
+    "A number for each case's patient; a patient's own key stays in the store."
+    keys = [store.meta(name)["patient"] for name in store.names]
+    order = list(dict.fromkeys(keys))
+    return {name: order.index(key) for name, key in zip(store.names, keys, strict=True)}
 
 
 def _about(case: Stored) -> dict:
-    spacing = case.spacing_mm if known_affine(case) is not None else (None, None, None)
+    spacing = case.spacing_mm if case.spacing_known else (None, None, None)
     return {
-        "sex": case.meta.get("sex") or "not stated",
+        "sex": case.meta.get("PatientSex") or "not stated",
         "slice_mm": spacing[0],
         "pixel_mm": spacing[1],
     }
@@ -357,7 +369,7 @@ def counted(
     'A number with its noun: "1 patient", "4 patients", "no patients".'
     return f"{n if n else 'no'} {noun if n == 1 else plural or noun + 's'}"
 
-# %% ../nbs/14_evaluate.ipynb #9eaab562
+# %% ../nbs/14_evaluate.ipynb #d4e97fdc
 @dataclass(frozen=True)
 class Interval:
     "A mean with its bootstrap interval over patients."
@@ -386,7 +398,7 @@ class Interval:
 
 
 def patient_interval(
-    table: pd.DataFrame,  # rows of one split and method, with a column `case`
+    table: pd.DataFrame,  # rows of one split and method, with a column `patient` or `case`
     score: str = "dice",  # the column whose mean is wanted
     *,
     seed: int = 0,  # of the resampling
@@ -394,15 +406,15 @@ def patient_interval(
     level: float = 0.95,  # two-sided coverage
 ) -> Interval:
     "Mean of a score and its percentile bootstrap interval, resampling patients, never slices."
-    per_case = table.dropna(subset=score).groupby("case")[score].agg(["sum", "count"]).to_numpy(float)
-    n = len(per_case)
-    mean = float(per_case[:, 0].sum() / per_case[:, 1].sum()) if n else float("nan")
+    own = table.dropna(subset=score).groupby(_unit(table))[score].agg(["sum", "count"]).to_numpy(float)
+    n = len(own)
+    mean = float(own[:, 0].sum() / own[:, 1].sum()) if n else float("nan")
     if n < 3:
         return Interval(mean, float("nan"), float("nan"), n, level)
     times = rng(seed, "bootstrap", score).multinomial(
         n, np.full(n, 1 / n), size=draws
     )  # each patient's share
-    sums, counts = (times @ per_case).T
+    sums, counts = (times @ own).T
     low, high = np.quantile(sums / counts, [(1 - level) / 2, (1 + level) / 2])
     return Interval(mean, float(low), float(high), n, level)
 

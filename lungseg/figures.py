@@ -241,7 +241,7 @@ def accuracy_against_dice(
     fig.colorbar(points, label="lung, % of the slice")
     return fig
 
-# %% ../nbs/15_figures.ipynb #3e675643
+# %% ../nbs/15_figures.ipynb #6857eacd
 LUNG_WINDOW = (-600, 1500)  # level and width in HU
 
 
@@ -271,7 +271,7 @@ def _draw(ax: Axes, panel: Panel, window: tuple[float, float]) -> None:
     steps = np.eye(3) if panel.affine is None else panel.affine[:3, :3]  # mm per slice, row, column
     row_mm, col_mm = np.linalg.norm(steps[:, 1]), np.linalg.norm(steps[:, 2])
     ax.imshow(panel.hu, cmap="gray", vmin=level - width / 2, vmax=level + width / 2, aspect=row_mm / col_mm)
-    for mask, colour, points in ((panel.ref, REFERENCE, 2.4), (panel.pred, PREDICTION, 1.0)):
+    for mask, colour, points in ((panel.ref, REFERENCE, 3.0), (panel.pred, PREDICTION, 1.2)):
         if (
             mask is not None and mask.any()
         ):  # the prediction is thinner, so that blue shows where the two agree

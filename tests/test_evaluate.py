@@ -24,12 +24,12 @@ def stored(tmp_path_factory):
     (folder / "npz").mkdir()
     for i in range(3):
         mask = np.zeros((10, 32, 32), bool)
-        mask[2:8, 8:22, 5:13] = mask[3 : 7 + i, 8:22, 19:27] = True
+        mask[2:9, 8:22, 5:13] = mask[3 : 6 + i, 8:24, 19:27] = True
         hu = np.full(mask.shape, -1000, np.int16)
         hu[:, 3:29, 2:30] = 40
         hu[mask] = -850
         np.savez(folder / "npz" / f"Case_{i:03d}.npz", hu=hu, mask=mask.astype(np.uint8))
-    build_store(find_cases(folder / "npz").cases, folder / "store")
+    build_store(find_cases(folder / "npz"), folder / "store")
     return folder / "store"
 
 
