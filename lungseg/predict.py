@@ -68,8 +68,7 @@ def load_model(
     net = net.to(device, memory_format=torch.channels_last).eval()
     return Model(net, recipe, about, precision)
 
-# %% ../nbs/13_predict.ipynb #3def54ce
-@torch.inference_mode()
+# %% ../nbs/13_predict.ipynb #2b0685ce
 def predict_logits(
     model: Model,
     hu: HU,  # slices from the feet up, rows to the back, columns to the patient's left
@@ -85,7 +84,8 @@ def predict_logits(
         pictures = prepare_images(np.asarray(hu[first : last + 1]), prep)
         channels = np.clip(here[:, None] + np.arange(-n, n + 1), first, last) - first
         images = pictures[channels].to(model.device).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=model.precision == "bfloat16"):
+        reduced = torch.autocast(model.device.type, torch.bfloat16, enabled=model.precision == "bfloat16")
+        with torch.inference_mode(), reduced:
             logits = model.net(images)
             if flip:
                 logits = (logits + model.net(images.flip(-1)).flip(-1)) / 2

@@ -57,13 +57,13 @@ class Preparation:
             return 0.7
         return (40.0 - self.hu_min) / (self.hu_max - self.hu_min) * 2 - 1
 
-# %% ../nbs/08_slices.ipynb #fc502ba2
+# %% ../nbs/08_slices.ipynb #e4739593
 def scale_hu(
     hu: Int16[np.ndarray, "slice row col"],
     prep: Preparation,
 ) -> Float[Tensor, "slice row col"]:  # in [-1, 1]
     "HU as numbers from -1 to 1, by a fixed window or by each slice's own percentiles."
-    x = torch.from_numpy(np.ascontiguousarray(hu)).float()
+    x = torch.from_numpy(np.array(hu, np.float32))
     if prep.method == "window":
         low, high = torch.tensor(prep.hu_min), torch.tensor(prep.hu_max)
     else:
@@ -298,7 +298,7 @@ def rescan(
         images = ((images + 1) / 2).pow(torch.exp(each(float(np.log1p(aug.gamma))))) * 2 - 1
     return images
 
-# %% ../nbs/08_slices.ipynb #fdd0874c
+# %% ../nbs/08_slices.ipynb #afbcd7af
 def paint_density(
     images: Float[Tensor, "b c h w"],
     masks: Float[Tensor, "b 1 h w"],
@@ -318,11 +318,11 @@ def paint_density(
     )  # coarse cells across the picture: large clouds or small
     hills = F.interpolate(torch.randn(b, 1, cells, cells, generator=g), (h, w), mode="bicubic")
     grain = F.interpolate(torch.randn(b, 1, h // 4, w // 4, generator=g), (h, w), mode="bilinear")
-    slope = torch.linspace(-1, 1, h)[:, None] * between(-1, 3)  # mostly denser at the back
-    cloud = torch.sigmoid((hills + slope - between(-1, 2)) * between(3, 15))
+    slope = torch.linspace(-1, 1, h)[:, None] * between(-1.0, 3.0)  # mostly denser at the back
+    cloud = torch.sigmoid((hills + slope - between(-1.0, 2.0)) * between(3.0, 15.0))
     painted = (torch.rand(b, 1, 1, 1, generator=g) < share).float()
     strength = painted * between(0.1, 1.1).clamp_max(1) * cloud * masks
-    target = tissue + 0.05 * torch.randn(b, 1, 1, 1, generator=g) + between(0, 0.15) * grain
+    target = tissue + 0.05 * torch.randn(b, 1, 1, 1, generator=g) + between(0.0, 0.15) * grain
     return images + strength * (target - images).clamp_min(0)
 
 

@@ -1,0 +1,227 @@
+"Training and prediction from end to end, on phantoms: what is promised when things go wrong."
+
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lungseg import train as training
+from lungseg.cohort import build_store, find_cases
+from lungseg.core import CohortError, ModelError, read_json
+from lungseg.phantom import LABELS, draw_phantom
+from lungseg.predict import load_model, postprocess, predict_probs, segment
+from lungseg.slices import Augmentation, Preparation, SliceDataset, augment, generator
+from lungseg.train import Fit, Net, Recipe, load_recipe, read_history, train
+from lungseg.volume import Volume
+
+TINY = Recipe(
+    name="tiny",
+    prepare=Preparation(size=32),
+    net=Net(width=4, depth=2, dropout=0.1),
+    fit=Fit(epochs=3, batch=4, lr=1e-2, ema=0.8, precision="float32"),
+)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    "Three phantoms of 12 slices of 64 × 64, as a store."
+    home = tmp_path_factory.mktemp("cohort")
+    (home / "volumes").mkdir()
+    for seed in range(3):
+        p = draw_phantom(seed, size=64, slices=12)
+        lungs = np.isin(p.labels, [LABELS["lung_left"], LABELS["lung_right"]])
+        np.savez(home / "volumes" / f"Case_{seed:03d}.npz", hu=p.hu, mask=lungs.astype(np.uint8))
+    return build_store(find_cases(home / "volumes").cases, home / "store")
+
+
+@pytest.fixture(scope="module")
+def split(store):
+    a, b, c = store.names
+    return {"train": [a], "validation": [b], "test": [c]}
+
+
+@pytest.fixture(scope="module")
+def calm(store, split, tmp_path_factory):
+    "A run that nobody disturbed."
+    return train(store, split, TINY, tmp_path_factory.mktemp("runs") / "calm")
+
+
+def same_weights(one: Path, two: Path) -> bool:
+    a, b = load_file(one / "model.safetensors"), load_file(two / "model.safetensors")
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def fail_at(function, call: int, error: BaseException, *, after: bool = False):
+    "A stand-in for a function that fails at its n-th call, before or after doing its work."
+    calls = iter(range(10**6))
+
+    def failing(*args, **options):
+        now = next(calls) == call
+        if now and not after:
+            raise error
+        result = function(*args, **options)
+        if now:
+            raise error
+        return result
+
+    return failing
+
+
+@pytest.mark.parametrize(
+    ("name", "call", "after"),
+    [
+        ("augment", 0, False),  # in the first step
+        ("augment", 4, False),  # in the middle of an epoch
+        ("save_weights", 1, False),  # validated, not yet kept
+        ("save_checkpoint", 1, True),  # checkpoint written, history not
+        ("write_json", 1, False),  # while the run's description is written
+    ],
+)
+def test_a_run_interrupted_anywhere_ends_with_the_same_weights(
+    store, split, calm, tmp_path, name, call, after
+):
+    really = getattr(training, name)
+    with (
+        patch.object(training, name, fail_at(really, call, KeyboardInterrupt(), after=after)),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        train(store, split, TINY, tmp_path / "run")
+    run = train(store, split, TINY, tmp_path / "run")
+    assert same_weights(run, calm)
+    steady = ["epoch", "step", "lr", "train_loss", "train_dice", "validation_loss", "validation_dice"]
+    assert read_history(run)[steady].equals(read_history(calm)[steady])
+    assert read_json(run / "run.json")["finished"]
+
+
+def test_half_a_checkpoint_is_not_used(store, split, calm, tmp_path):
+    "The power fails between a checkpoint's two files: the one before is whole, and is taken."
+    failing = fail_at(torch.save, 1, OSError("no space left on device"))
+    with patch.object(torch, "save", failing), pytest.raises(OSError, match="no space"):
+        train(store, split, TINY, tmp_path / "run")
+    kept = sorted(f.name for f in (tmp_path / "run" / "checkpoint").iterdir())
+    assert kept == ["epoch_0001.pt", "epoch_0001.safetensors", "epoch_0002.safetensors"]
+    assert same_weights(train(store, split, TINY, tmp_path / "run"), calm)
+
+
+def test_a_damaged_checkpoint_is_one_clear_error(store, split, tmp_path):
+    with (
+        patch.object(training, "augment", fail_at(augment, 7, KeyboardInterrupt())),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        train(store, split, TINY, tmp_path / "run")
+    checkpoint = next((tmp_path / "run" / "checkpoint").glob("*.pt"))
+    checkpoint.write_bytes(checkpoint.read_bytes()[:100])
+    with pytest.raises(ModelError, match="cannot be read"):
+        train(store, split, TINY, tmp_path / "run")
+    train(store, split, TINY, tmp_path / "run", resume=False)
+
+
+def test_the_test_patients_are_never_opened(store, split, tmp_path):
+    opened = []
+
+    class Spy(type(store)):
+        def case(self, name):
+            opened.append(name)
+            return super().case(name)
+
+    spy = Spy.__new__(Spy)
+    spy.__dict__.update(store.__dict__)
+    train(spy, split, TINY.but(fit={"epochs": 1}), tmp_path / "run")
+    assert set(opened) == {*split["train"], *split["validation"]}
+
+
+def test_the_callers_random_state_is_left_alone(store, split, tmp_path):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train(store, split, TINY.but(fit={"epochs": 1}), tmp_path / "run")
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_slices_in_files_train_to_the_same_weights(store, split, calm, tmp_path):
+    with patch.object(training, "IN_MEMORY", 0):
+        run = train(store, split, TINY, tmp_path / "run")
+    assert same_weights(run, calm)
+    assert not list(run.glob(".slices_*"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"fit": {"optimiser": "sgd", "ema": 0.0, "schedule": "constant"}},
+        {"fit": {"optimiser": "adam", "clip": 0.0, "empty": 1.0}},
+        {"prepare": {"method": "winsorise", "neighbours": 1}, "loss": {"per": "slice", "smooth": 0.0}},
+        {"net": {"patch": 2, "depth": 1}, "fit": {"precision": "bfloat16"}},
+    ],
+)
+def test_other_recipes_run_and_their_models_predict(store, split, tmp_path, changes):
+    recipe = TINY.but(**{**changes, "fit": {"epochs": 2, **changes.get("fit", {})}})
+    run = train(store, {"train": split["train"]}, recipe, tmp_path / "run")
+    history = read_history(run)
+    assert np.isfinite(history.train_loss).all() and history.validation_dice.isna().all()
+    model = load_model(run)
+    assert model.recipe == recipe
+    probs = predict_probs(model, np.asarray(store.case(split["test"][0]).hu), flip=True)
+    assert probs.shape == (12, 64, 64) and 0 <= probs.min() and probs.max() <= 1
+
+
+def test_the_mask_lies_on_the_volumes_grid_whatever_its_shape(calm):
+    rng = np.random.default_rng(0)
+    model = load_model(calm)
+    for shape in ((1, 40, 40), (3, 33, 50), (2, 20, 12)):
+        hu = rng.integers(-1000, 300, shape).astype(np.int16)
+        mask = segment(model, Volume(hu, np.eye(4)[[2, 1, 0, 3]]))
+        assert mask.shape == shape and mask.dtype == bool
+
+
+def test_every_recipe_in_the_package_can_be_read():
+    recipes = sorted((Path(training.__file__).parent / "recipes").glob("*.toml"))
+    assert "lungseg" in {f.stem for f in recipes}
+    for f in recipes:
+        assert load_recipe(f.stem).name == f.stem
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_picture_and_mask_move_together(store, seed):
+    "Where the picture is the mask, it still is after any change of place."
+    data = SliceDataset(store, store.names[:1], Preparation(size=48))
+    _, masks = data.batch(np.flatnonzero(data.has_lung))
+    place_only = Augmentation(
+        gain=0.0, offset=0.0, gamma=0.0, kernel=0.0, noise=0.0, density=0.0, flip=0.5, rotate_deg=30.0
+    )
+    images, moved = augment(2 * masks - 1, masks, place_only, generator(seed))
+    assert torch.allclose((images + 1) / 2, moved, atol=1e-5)
+    assert 0.5 * masks.sum() < moved.sum() < 2 * masks.sum()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_postprocessing_twice_changes_nothing_more(seed):
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((12, 30, 40), bool)
+    mask[2:10, 5:25, 4:16] = mask[2:10, 5:25, 24:36] = True
+    mask ^= rng.random(mask.shape) < 0.02
+    once = postprocess(mask)
+    assert np.array_equal(postprocess(once), once)
+
+
+def test_a_case_without_a_mask_is_named(store):
+    case = store.case(store.names[0])
+    bare = type("Bare", (), {"name": case.name, "hu": case.hu, "mask": None})()
+    with (
+        patch.object(type(store), "case", lambda self, name: bare),
+        pytest.raises(CohortError, match="expected a mask to train with, found none"),
+    ):
+        SliceDataset(store, store.names, Preparation(size=32))
+
+
+def test_loss_settings_reach_the_loop(store, split, tmp_path):
+    "Pure cross-entropy and pure Dice see the same network differently, and half of each lies between."
+    first = {}
+    for alpha in (0.0, 0.5, 1.0):
+        recipe = TINY.but(loss={"alpha": alpha}, fit={"epochs": 1, "lr": 1e-9})
+        first[alpha] = read_history(train(store, split, recipe, tmp_path / f"{alpha}")).train_loss[0]
+    assert first[0.0] != pytest.approx(first[1.0], abs=1e-3)
+    assert first[0.5] == pytest.approx((first[0.0] + first[1.0]) / 2, abs=1e-3)
