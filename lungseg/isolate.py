@@ -27,7 +27,7 @@ def working_spacing(
     pixel = USUAL_FIELD_MM / max(volume.shape[1:])
     return USUAL_SLICE_MM, pixel, pixel
 
-# %% ../nbs/06_isolate.ipynb #b1733610
+# %% ../nbs/06_isolate.ipynb #c58043f4
 AIR_BELOW_HU = (
     -400
 )  # half way between lung at -850 and soft tissue at 40; the principle is that of Hu et al. (2001)
@@ -36,22 +36,40 @@ AIR_BELOW_HU = (
 def body(
     volume: Volume,  # in LPS order, as `oriented` gives it
 ) -> Mask:  # the patient with the lungs, without couch and surroundings; empty if there is nothing
-    """Find the patient: the largest piece of tissue, its cavities filled.
+    """Find the patient: inside the hull of the largest piece of tissue, without the air that surrounds it.
 
     Source: Hu, Hoffman and Reinhardt (2001), IEEE Trans. Med. Imaging 20(6), 490-498.
     """
     from scipy import ndimage as ndi
+    from skimage.morphology import convex_hull_image
 
     _, row_mm, col_mm = working_spacing(volume)
     thin = tuple(max(1, round(3 / mm)) for mm in (row_mm, col_mm))
     tissue = volume.array[:, :: thin[0], :: thin[1]] > AIR_BELOW_HU
-    brush = _disc(8 / (row_mm * thin[0]), 8 / (col_mm * thin[1]))[None]
+    brush = _disc(4 / (row_mm * thin[0]), 4 / (col_mm * thin[1]))[None]
     pieces, n = ndi.label(ndi.binary_opening(tissue, brush))
     if n == 0:
         return np.zeros(volume.shape, bool)
-    patient = pieces == np.bincount(pieces.ravel())[1:].argmax() + 1
-    patient = np.stack([ndi.binary_fill_holes(ndi.binary_closing(s, brush[0])) for s in patient])
+    trunk = pieces == np.bincount(pieces.ravel())[1:].argmax() + 1
+    patient = np.stack([convex_hull_image(s) if s.any() else s for s in trunk])
+    patient &= ~_surrounding(~tissue)
     return patient.repeat(thin[0], 1).repeat(thin[1], 2)[:, : volume.shape[1], : volume.shape[2]]
+
+
+def _surrounding(
+    air: Mask,
+) -> Mask:
+    "Air that is connected, within its axial slice, to the border of the picture."
+    from scipy import ndimage as ndi
+
+    in_plane = np.zeros((3, 3, 3), bool)
+    in_plane[1] = ndi.generate_binary_structure(2, 1)
+    pieces, n = ndi.label(air, in_plane)
+    outside = np.zeros(n + 1, bool)
+    for border in (pieces[:, [0, -1]], pieces[:, :, [0, -1]]):
+        outside[np.unique(border)] = True
+    outside[0] = False
+    return outside[pieces]
 
 
 def _disc(
