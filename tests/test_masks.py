@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from lungseg.core import InputError, LungsegError, MaskError
+from lungseg.isolate import threshold_lungs
 from lungseg.masks import ORDERS, npz_mask, on_grid, place_mask, read_mask, sides, write_mask
 from lungseg.phantom import LABELS, draw_phantom
 from lungseg.volume import Volume, read_volume, reordered, save_nifti
@@ -110,3 +111,22 @@ def test_the_lung_labels_of_cip_ct64_need_no_turning():
     mask, way = npz_mask(folder / "ct64_masks.npz", read_volume(folder / "ct-64Dicom"))
     assert (way.order, way.flips) == ((0, 1, 2), ())
     assert mask.sum() == (np.load(folder / "ct64_masks.npz")["lung"] > 0).sum()
+
+
+def test_the_untuned_baseline_finds_the_lungs_of_a_clinical_case():
+    path = SHARED / "lctsc" / "LCTSC-Test-S1-104.npz"
+    if not path.exists():
+        pytest.skip("real data lctsc is not beside the project")
+    pred, ref = threshold_lungs(read_volume(path)), np.load(path)["mask"] > 0
+    assert 2 * (pred & ref).sum() / (pred.sum() + ref.sum()) > 0.96
+
+
+def test_lungs_of_a_patient_wider_than_the_picture_are_on_their_sides():
+    folder = SHARED / "lungdx-a0002" / "B40f"
+    if not folder.exists():
+        pytest.skip("real data lungdx-a0002 is not beside the project")
+    volume = read_volume(folder)
+    left, right = sides(threshold_lungs(volume), volume)
+    litres = [m.sum() * np.prod(volume.spacing_mm) / 1e6 for m in (left, right)]
+    assert all(0.9 < v < 2.5 for v in litres)
+    assert np.argwhere(left).mean(axis=0)[2] > np.argwhere(right).mean(axis=0)[2]
