@@ -87,7 +87,7 @@ def inner_air(
     "Everything inside the patient that is darker than half way between lung and tissue."
     return patient & (volume.array < AIR_BELOW_HU)
 
-# %% ../nbs/06_isolate.ipynb #b6e64140
+# %% ../nbs/06_isolate.ipynb #e3305488
 WINDPIPE_CM2 = (0.3, 10.0)  # cross section; adults 2 to 4, children and branches less, tilted branches more
 
 
@@ -129,7 +129,7 @@ def _central(piece: Bool[np.ndarray, "row col"], patient: Bool[np.ndarray, "row 
         return False
     columns = np.flatnonzero(patient.any(axis=0))
     middle = (columns[0] + columns[-1]) / 2
-    return abs(np.argwhere(piece)[:, 1].mean() - middle) * spacing_mm[2] <= 25
+    return bool(abs(np.argwhere(piece)[:, 1].mean() - middle) * spacing_mm[2] <= 25)
 
 # %% ../nbs/06_isolate.ipynb #92bd435a
 SMALLEST_LUNG = 0.2  # of the larger one
