@@ -505,14 +505,14 @@ def class_balance(
     table["lung_share"] = table.lung_voxels / table.voxels
     return table.rename_axis("case")
 
-# %% ../nbs/07_cohort.ipynb #0d887eee
+# %% ../nbs/07_cohort.ipynb #bcb29b6a
 ENOUGH_TO_VALIDATE = 6  # training patients; with fewer, none is set apart
 
 
 def split_patients(
     store: Store,
     *,
-    test: float | Sequence[str] = 1 / 3,  # share of the patients, or the names of the cases
+    test: float | int | Sequence[str] = 1 / 3,  # share of the patients, or the names of the cases
     validation: float
     | int
     | Sequence[str]

@@ -87,14 +87,14 @@ def inner_air(
     "Everything inside the patient that is darker than half way between lung and tissue."
     return patient & (volume.array < AIR_BELOW_HU)
 
-# %% ../nbs/06_isolate.ipynb #e3305488
+# %% ../nbs/06_isolate.ipynb #3f349ef5
 WINDPIPE_CM2 = (0.3, 10.0)  # cross section; adults 2 to 4, children and branches less, tilted branches more
 
 
 def windpipe(
     air: Mask,  # inside the patient, in LPS order
     patient: Mask,
-    spacing_mm: tuple[float, float, float],  # along slice, row, column
+    spacing_mm: tuple[float | int, ...],  # along slice, row, column
 ) -> Mask:  # trachea and main bronchi; empty if none enters from the top
     """Follow the airway from the top down to where it opens into the lungs.
 
@@ -150,15 +150,15 @@ def largest_pieces(
     order = np.argsort(sizes)[::-1][:2]
     return [pieces == i + 1 for i in order if sizes[i] >= SMALLEST_LUNG * sizes.max()]
 
-# %% ../nbs/06_isolate.ipynb #6f0e3c38
+# %% ../nbs/06_isolate.ipynb #748e0abb
 CLOSING_MM = 5.0  # radius: vessels at the hilum are up to about 1 cm wide
 HOLE_CM2 = 3.0  # a vessel 2 cm wide; the domes of the diaphragm are larger
 
 
 def closed(
     piece: Mask,  # one lung
-    spacing_mm: tuple[float, float, float],  # along slice, row, column
-    radius_mm: float = CLOSING_MM,  # of the disc
+    spacing_mm: tuple[float | int, ...],  # along slice, row, column
+    radius_mm: float | int = CLOSING_MM,  # of the disc
 ) -> Mask:
     "Close gaps in each axial slice with a disc, by distances, then fill holes: small ones in a slice, and enclosed ones."
     from scipy import ndimage as ndi
@@ -180,7 +180,7 @@ def closed(
 
 def _holes(
     mask: Bool[np.ndarray, "*dims"],  # with an empty margin
-    largest: float,  # pixels or voxels
+    largest: float | int,  # pixels or voxels
 ) -> Bool[np.ndarray, "*dims"]:
     "What a mask encloses, up to a size."
     from scipy import ndimage as ndi
