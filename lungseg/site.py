@@ -543,7 +543,7 @@ def _with_outputs(notebook: dict, outputs: list[list[dict]] | None, key: str) ->
     }
     return json.dumps(notebook, ensure_ascii=False, indent=1).encode()
 
-# %% ../nbs/17_site.ipynb #14744c61
+# %% ../nbs/17_site.ipynb #526b9b28
 def _head(lines: list[str], node: ast.AST) -> list[str]:
     "The lines of a `def` or `class` statement down to its colon."
     body = node.body[0]
@@ -611,10 +611,9 @@ class Documented:
             signature = as_written(_source(self.sym))
         except (OSError, TypeError, SyntaxError, AttributeError):
             signature = self.name
-        parts = [
-            "::: {.api-doc}",
-            f'[source]({link}){{.api-source style="float:right; font-size:smaller"}}' if link else "",
-        ]
+        source = f'[source]({link}){{.api-source style="float:right; font-size:smaller"}}'
+        # with the heading first, Pandoc would make the box a section and move the heading's id to it
+        parts = ["::: {.api-doc}", source if link else "```{=html}\n<!-- no source -->\n```"]
         parts += [f"{'#' * self.level} {self.name} {{.api}}", f"```python\n{signature}\n```"]
         parts += [inspect.getdoc(self.sym) or "", ":::"]
         return "\n\n".join(filter(None, parts))
