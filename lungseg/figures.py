@@ -7,7 +7,7 @@ __all__ = ['REFERENCE', 'PREDICTION', 'METHOD_COLOUR', 'SPLIT_COLOUR', 'HOUSE', 
            'box_plots', 'network_against_threshold', 'dice_along_lungs', 'heatmaps', 'accuracy_against_dice', 'Panel',
            'slice_panels', 'picked_panels', 'hu_counts', 'hu_histograms', 'case_panels', 'lung_shares']
 
-# %% ../nbs/15_figures.ipynb #1b2dc3c0
+# %% ../nbs/15_figures.ipynb #89fd6378
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import wraps
@@ -22,7 +22,7 @@ from matplotlib.ticker import MaxNLocator
 
 from .cohort import Store
 from .core import InputError
-from .evaluate import METHODS, SPLITS, Evaluation, known_affine
+from .evaluate import METHODS, SPLITS, Evaluation, counted, known_affine
 
 # %% ../nbs/15_figures.ipynb #4128d6cb
 REFERENCE, PREDICTION = "#0072B2", "#E69F00"
@@ -173,7 +173,7 @@ def network_against_threshold(
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     return fig
 
-# %% ../nbs/15_figures.ipynb #965c5b30
+# %% ../nbs/15_figures.ipynb #1d87dbe5
 @_house
 def dice_along_lungs(
     slices: pd.DataFrame,  # slices of one split, one or both methods
@@ -189,7 +189,11 @@ def dice_along_lungs(
         tenth = (rows.position * 10).clip(upper=9.999).astype(int)
         median = rows.groupby(tenth).dice.median()
         ax.plot(median.index / 10 + 0.05, median, color="black", lw=1.2, marker=".", label="median")
-        ax.set(title=f"{method}, {rows.case.nunique()} patients", xlabel="base → apex", ylim=(-0.03, 1.03))
+        ax.set(
+            title=f"{method}, {counted(rows.case.nunique(), 'case')}",
+            xlabel="base → apex",
+            ylim=(-0.03, 1.03),
+        )
     axes[0, 0].set_ylabel("Dice of the slice")
     axes[0, 0].legend(loc="lower center")
     return fig
@@ -241,7 +245,7 @@ def accuracy_against_dice(
     fig.colorbar(points, label="lung, % of the slice")
     return fig
 
-# %% ../nbs/15_figures.ipynb #6857eacd
+# %% ../nbs/15_figures.ipynb #fa18fbee
 LUNG_WINDOW = (-600, 1500)  # level and width in HU
 
 
@@ -256,14 +260,18 @@ class Panel:
     affine: np.ndarray | None = None  # of the volume, indices to mm in LPS; None if unknown
 
 
-def _crop_to_body(ax: Axes, panel: Panel) -> None:
-    dense = panel.hu > -250  # soft tissue; a single thin line, such as the couch's, stays below the 5 %
-    for set_limits, other in ((ax.set_xlim, 0), (ax.set_ylim, 1)):
-        inside = np.flatnonzero(dense.mean(axis=other) > 0.05)
-        if len(inside):
-            margin = 0.03 * dense.shape[1 - other]
-            low, high = inside[0] - margin, inside[-1] + margin
-            set_limits(*((low, high) if other == 0 else (high, low)))
+def _crop_to_body(ax: Axes, hu: np.ndarray) -> None:
+    "Show the largest piece of soft tissue and a margin: the couch is a piece of its own."
+    from scipy import ndimage
+
+    pieces, n = ndimage.label(hu > -250)
+    if n:
+        body = ndimage.find_objects(pieces == np.bincount(pieces.ravel())[1:].argmax() + 1)[0]
+        rows, cols = (
+            (side.start - 0.03 * size, side.stop + 0.03 * size)
+            for side, size in zip(body, hu.shape, strict=True)
+        )
+        ax.set(xlim=cols, ylim=rows[::-1])
 
 
 def _draw(ax: Axes, panel: Panel, window: tuple[float, float]) -> None:
@@ -271,12 +279,12 @@ def _draw(ax: Axes, panel: Panel, window: tuple[float, float]) -> None:
     steps = np.eye(3) if panel.affine is None else panel.affine[:3, :3]  # mm per slice, row, column
     row_mm, col_mm = np.linalg.norm(steps[:, 1]), np.linalg.norm(steps[:, 2])
     ax.imshow(panel.hu, cmap="gray", vmin=level - width / 2, vmax=level + width / 2, aspect=row_mm / col_mm)
-    for mask, colour, points in ((panel.ref, REFERENCE, 3.0), (panel.pred, PREDICTION, 1.2)):
+    for mask, colour, points in ((panel.ref, REFERENCE, 2.0), (panel.pred, PREDICTION, 0.9)):
         if (
             mask is not None and mask.any()
         ):  # the prediction is thinner, so that blue shows where the two agree
             ax.contour(mask, levels=[0.5], colors=colour, linewidths=points)
-    _crop_to_body(ax, panel)
+    _crop_to_body(ax, panel.hu)
     if panel.affine is not None:
         left, right = "RL" if steps[0, 2] > 0 else "LR"  # x grows to the patient's left
         for x, ha, letter in ((0.02, "left", left), (0.98, "right", right)):
@@ -330,7 +338,7 @@ def picked_panels(
         )
     return panels
 
-# %% ../nbs/15_figures.ipynb #940842b1
+# %% ../nbs/15_figures.ipynb #047dec83
 def hu_counts(
     store: Store,  # the cases
     *,
@@ -366,7 +374,7 @@ def hu_histograms(
             label=case if told else None,
             zorder=3 if told else 2,
         )
-    ax.set(xlabel="HU", ylabel="% of the case's voxels", yscale="log", title=f"{counts.shape[1]} cases")
+    ax.set(xlabel="HU", ylabel="% of the case's voxels", yscale="log", title=counted(counts.shape[1], "case"))
     if stand_out & set(counts):
         ax.legend()
     return fig
