@@ -245,7 +245,7 @@ def accuracy_against_dice(
     fig.colorbar(points, label="lung, % of the slice")
     return fig
 
-# %% ../nbs/15_figures.ipynb #fa18fbee
+# %% ../nbs/15_figures.ipynb #9d6b5fdf
 LUNG_WINDOW = (-600, 1500)  # level and width in HU
 
 
@@ -266,7 +266,7 @@ def _crop_to_body(ax: Axes, hu: np.ndarray) -> None:
 
     pieces, n = ndimage.label(hu > -250)
     if n:
-        body = ndimage.find_objects(pieces == np.bincount(pieces.ravel())[1:].argmax() + 1)[0]
+        body = ndimage.find_objects(pieces)[np.bincount(pieces.ravel())[1:].argmax()]
         rows, cols = (
             (side.start - 0.03 * size, side.stop + 0.03 * size)
             for side, size in zip(body, hu.shape, strict=True)
