@@ -6,7 +6,7 @@
 __all__ = ['NEEDED', 'KEPT', 'TOLERANCE_MM', 'LPS_TO_RAS', 'Box', 'hounsfield', 'Volume', 'lps_axes', 'reordered', 'oriented',
            'window', 'SliceHeader', 'slice_header', 'read_slice_header', 'read_pixels', 'regular_grid', 'stacked',
            'volume_from_slices', 'read_volume', 'save_nifti', 'load_nifti', 'write_nifti', 'read_nifti', 'npz_arrays',
-           'read_npz', 'npz_affine', 'box_around', 'crop', 'uncropped', 'resample']
+           'read_npz', 'write_npz', 'npz_affine', 'box_around', 'crop', 'uncropped', 'resample']
 
 # %% ../nbs/04_volume.ipynb #06dc2f73
 import base64
@@ -44,7 +44,7 @@ def hounsfield(
     hu = np.rint(stored * float(slope) + float(intercept))
     return np.clip(hu, lowest, highest).astype(np.int16)
 
-# %% ../nbs/04_volume.ipynb #74ef7d4d
+# %% ../nbs/04_volume.ipynb #fa46b7e1
 @dataclass(frozen=True, eq=False, repr=False)
 class Volume:
     "CT numbers on a regular grid in the patient."
@@ -107,7 +107,7 @@ class Volume:
         png, text = base64.b64encode(_picture(self)).decode(), html.escape(repr(self))
         return f'<figure><img alt="Three planes of: {text}" src="data:image/png;base64,{png}"><figcaption>{text}</figcaption></figure>'
 
-# %% ../nbs/04_volume.ipynb #222730e3
+# %% ../nbs/04_volume.ipynb #23a76104
 def lps_axes(
     affine: Affine,  # indices to mm, LPS
 ) -> tuple[
@@ -148,7 +148,7 @@ def oriented(
         new_to_old[old, 3] = volume.shape[old] - 1 if new in flips else 0
     return Volume(np.ascontiguousarray(array), volume.affine @ new_to_old, volume.provenance)
 
-# %% ../nbs/04_volume.ipynb #da85c14a
+# %% ../nbs/04_volume.ipynb #e643447d
 def window(
     hu: Num[np.ndarray, "*dims"],  # Hounsfield units
     level: float | int = -600.0,  # HU shown as mid grey; lungs by default
@@ -187,7 +187,7 @@ def _picture(
     imsave(out, np.hstack(tiles[:-1]), cmap="gray", vmin=0, vmax=1, format="png")
     return out.getvalue()
 
-# %% ../nbs/04_volume.ipynb #0c10d466
+# %% ../nbs/04_volume.ipynb #e5fa4a5a
 @dataclass(frozen=True)
 class SliceHeader:
     "Where one CT slice lies and how its pixels are stored."
@@ -299,7 +299,7 @@ def _plain_tag(value: Any) -> str | float | None:
         return None
     return float(value) if isinstance(value, int | float) else str(value)
 
-# %% ../nbs/04_volume.ipynb #f3b53cad
+# %% ../nbs/04_volume.ipynb #a1c38dd5
 _SYNTAX = {
     (True, True): ImplicitVRLittleEndian,
     (False, True): ExplicitVRLittleEndian,
@@ -355,7 +355,7 @@ def read_pixels(
         raise SeriesError(f"{header.name}: pixels of shape {stored.shape}, expected {header.shape}")
     return hounsfield(stored, header.slope, header.intercept)
 
-# %% ../nbs/04_volume.ipynb #bc57c384
+# %% ../nbs/04_volume.ipynb #6332892a
 TOLERANCE_MM = 0.1  # positions are often rounded to 0.1 mm: two roundings of half of that
 
 
@@ -399,7 +399,7 @@ def regular_grid(
     affine[:3, 3] = headers[0].position_mm
     return headers, affine
 
-# %% ../nbs/04_volume.ipynb #a520439d
+# %% ../nbs/04_volume.ipynb #b7e79371
 def _even_step(
     headers: Sequence[SliceHeader],  # in order
     place: Float[np.ndarray, "n"],  # mm along the normal, ascending
@@ -607,7 +607,7 @@ def _whole_hu(array: np.ndarray, name: str) -> np.ndarray:
         raise InputError(f"{name}: values from {low:g} to {high:g}, expected HU (air -1000, water 0)")
     return np.ascontiguousarray(np.rint(array)).astype(np.int16)
 
-# %% ../nbs/04_volume.ipynb #39435dfe
+# %% ../nbs/04_volume.ipynb #2e2556c9
 def npz_arrays(
     path: Path | str,
 ) -> dict[str, np.ndarray]:  # every array in it, by its key
@@ -638,7 +638,20 @@ def read_npz(
     if arrays[key].ndim != 3:
         raise InputError(f"{name}: `{key}` has shape {arrays[key].shape}, expected (slice, row, column)")
     affine, known = npz_affine(arrays)
-    return Volume(_whole_hu(arrays[key], name), affine, {"source": "npz", "spacing_known": known})
+    facts = {"source": "npz", "spacing_known": known, "orientation_known": "affine" in arrays}
+    return Volume(_whole_hu(arrays[key], name), affine, facts)
+
+
+def write_npz(
+    volume: Volume,
+    path: Path | str,  # ends in .npz
+) -> Path:
+    "Write a volume as compressed npz: `hu`, and `affine` where the geometry is known."
+    path = Path(path)
+    geometry = {"affine": volume.affine} if volume.spacing_known else {}
+    with writing(path) as beside:
+        np.savez_compressed(beside, hu=volume.array, **geometry)
+    return path
 
 
 def npz_affine(
