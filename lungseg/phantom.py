@@ -1456,7 +1456,7 @@ def write_series(
         files.append(_save(ds, Path(folder) / f"{series[-8:]}_{k:03d}.dcm"))
     return files
 
-# %% ../nbs/01_phantom.ipynb #426e45ef
+# %% ../nbs/01_phantom.ipynb #749e6d69
 ROIS = {  # name: display colour, labels
     "Lung_L": ((255, 128, 0), ("lung_left",)),
     "Lung_R": ((0, 128, 255), ("lung_right",)),
@@ -1489,9 +1489,10 @@ def _contours(
 
     contours = []
     for k in np.flatnonzero(mask.any((1, 2))):
-        soft = ndimage.gaussian_filter(np.pad(mask[k], 2).astype(np.float32), 0.6)
+        box = ndimage.find_objects(mask[k].astype(np.uint8))[0]
+        soft = ndimage.gaussian_filter(np.pad(mask[k][box], 2).astype(np.float32), 0.6)
         for line in find_contours(soft, 0.5):
-            corners = line[:-1] - 2
+            corners = line[:-1] - 2 + [side.start for side in box]
             if len(corners) < 3:
                 continue
             index = np.c_[np.full(len(corners), k), corners, np.ones(len(corners))]
