@@ -58,7 +58,7 @@ TISSUE_HU = {  # at 120 kV, without contrast medium
 }
 _HU = {name: np.float32(value) for name, value in TISSUE_HU.items()}
 
-# %% ../nbs/01_phantom.ipynb #5db44931
+# %% ../nbs/01_phantom.ipynb #9cf5b597
 @dataclass(frozen=True)
 class Anatomy:
     "One invented person, as far as a chest CT shows."
@@ -148,7 +148,7 @@ def _cover(
     "The share of a pixel that a shape fills, 0 to 1, from the distance of its centre to the surface."
     return np.clip(np.float32(0.5) - distance * np.float32(1 / pixel), 0, 1)
 
-# %% ../nbs/01_phantom.ipynb #44e9631c
+# %% ../nbs/01_phantom.ipynb #5483724b
 @dataclass(frozen=True, eq=False)
 class _Grid:
     "Coordinates of the reference adult on a coarse grid; broadcast, they have shape (z, y, x)."
@@ -200,7 +200,7 @@ def _stretch(rows, first, weights):
         out += more
     return out
 
-# %% ../nbs/01_phantom.ipynb #eb09cbda
+# %% ../nbs/01_phantom.ipynb #1d231b7d
 def _distance(f, step):
     "A smooth implicit function as signed distance near its surface: f / |grad f|."
     slope = sum(np.square(d) for d in np.gradient(f, *step))
@@ -255,7 +255,7 @@ def _nothing(g, far: Number = 20):
     "An empty shape; `far` mm from everything."
     return np.full((g.z.size, g.y.size, g.x.size), far, np.float32)
 
-# %% ../nbs/01_phantom.ipynb #f5e295e0
+# %% ../nbs/01_phantom.ipynb #304489f1
 def _spine_y(z):
     "Where the vertebral bodies' centres lie, front to back: lordosis of the neck, kyphosis of the chest."
     return _profile(z, (160, 16), (110, 33), (60, 52), (0, 62), (-60, 63), (-120, 57), (-180, 46), (-250, 32))
@@ -286,7 +286,7 @@ def _cavity(g, an, random):
     column = np.hypot(g.x - _spine_x(z, an), behind) - 27
     return _cut(cage, -column, 18)
 
-# %% ../nbs/01_phantom.ipynb #c9093ea8
+# %% ../nbs/01_phantom.ipynb #04e44abc
 def _both(g):
     "The grid folded at the midline, so that one shape serves both sides."
     return replace(g, x=np.abs(g.x))
@@ -360,7 +360,7 @@ def _diaphragm(g, an, cavity, random):
     height = dome - drop * near_wall**2.4 + g.lumps(random, 60, 1.5)
     return _distance((g.z - height).astype(np.float32), g.step)
 
-# %% ../nbs/01_phantom.ipynb #f4e933f3
+# %% ../nbs/01_phantom.ipynb #c350ffe4
 def _heart(g, an, diaphragm, random):
     dx, dy, dz = random.normal((3, 0, 14 * (1 - an.breath)), (3, 3, 3))
     size = random.normal(1, 0.05)
@@ -444,7 +444,7 @@ def _mirrored(*lines):
     "Each line on both sides of the body."
     return [[(side * x, y, z, r) for x, y, z, r in line] for line in lines for side in (1, -1)]
 
-# %% ../nbs/01_phantom.ipynb #0eb1e81d
+# %% ../nbs/01_phantom.ipynb #12df8ce2
 def _mediastinum(g, an, heart, vessels, airway, gullet):
     fat = 2 + 1.5 * max(an.habitus, -0.5) + an.age_years / 40
     f = _union(_union(vessels, airway, 8), gullet, 8) - np.float32(fat + 0.5)
@@ -489,7 +489,7 @@ def _fissures(g, random):
     level = g.z + 34 + 10 * ((np.abs(g.x) - 60) / 60) ** 2 - 0.12 * g.y + g.lumps(random, 80, 2)
     return _distance(oblique.astype(np.float32), g.step), _distance(level.astype(np.float32), g.step)
 
-# %% ../nbs/01_phantom.ipynb #0f02919f
+# %% ../nbs/01_phantom.ipynb #e81c4f23
 def _abdomen(g, cavity, diaphragm, random):
     inside = _cut(cavity + 3, diaphragm + 3, 8)
     low = np.maximum(-160 - g.z, 0)
@@ -536,7 +536,7 @@ def _abdomen(g, cavity, diaphragm, random):
         "pancreas": extra,
     }
 
-# %% ../nbs/01_phantom.ipynb #c5006346
+# %% ../nbs/01_phantom.ipynb #6a3c1f99
 def _long_bones(g, an):
     clavicle = ((20, -56, 56, 8), (48, -62, 66, 6), (95, -38, 86, 5.5), (146, 2, 102, 7))
     ridge = ((84, 108, 40, 4), (120, 92, 66, 5), (150, 52, 98, 6), (152, 20, 108, 6))
@@ -622,7 +622,7 @@ def _grow(
             todo += [(end, ahead, points[order[:cut]]), (end, ahead, points[order[cut:]])]
     return np.concatenate(pieces)
 
-# %% ../nbs/01_phantom.ipynb #3ace0092
+# %% ../nbs/01_phantom.ipynb #0dc9ccff
 def _ink(
     volume: Float32[np.ndarray, "slice row col"],  # shares of each voxel; drawn upon
     tree: Float64[
@@ -721,7 +721,7 @@ def _beside(tree):
     big[:, 6] *= 0.72
     return big
 
-# %% ../nbs/01_phantom.ipynb #0cf7dbf1
+# %% ../nbs/01_phantom.ipynb #a3852563
 def _place(g, lung, place, depth_mm):
     "The point (x, y, z) of a lung's box at those fractions, moved to where the lung is at least so deep."
     inside = np.argwhere(lung < -min(depth_mm, 0.8 * -lung.min()))
@@ -774,7 +774,7 @@ def _make_room(f):
             if other in f:
                 f[side] = _cut(f[side], -f[other])
 
-# %% ../nbs/01_phantom.ipynb #c058173f
+# %% ../nbs/01_phantom.ipynb #e9d089d3
 class _Plane:
     "One plane through the shapes: interpolated distances, and the HU painted so far."
 
@@ -864,7 +864,7 @@ def _paint_abdomen(p):
         p.paint(crumbs, np.float32(-700))
         p.paint(_cover(np.maximum(d + 2.5, p.y + 62), p.chest.pixel), _HU["air"])
 
-# %% ../nbs/01_phantom.ipynb #5b7a8551
+# %% ../nbs/01_phantom.ipynb #1a94e3e9
 _RIB_DROP = np.array([46, 68, 86, 98, 106, 112, 114, 108, 94, 72, 45, 28], np.float32)[
     :, None
 ]  # mm, back to front
@@ -936,7 +936,7 @@ def _paint_girdle(p, marrow):
     p.coat("bones", "cortex")
     p.paint(p.share("bones", 2.4), marrow * np.float32(0.7))
 
-# %% ../nbs/01_phantom.ipynb #1756c764
+# %% ../nbs/01_phantom.ipynb #96c1297c
 def _rod(u, v, a, b, radius: Number):
     "Distance to a short rod in the plane."
     (ax, ay), (bx, by) = a, b
@@ -1068,7 +1068,7 @@ def _paint(chest, z, rows, cols):
         labels[p.inside(name)] = LABELS[name]
     return p.hu, labels
 
-# %% ../nbs/01_phantom.ipynb #df61974e
+# %% ../nbs/01_phantom.ipynb #446f0403
 _KERNELS = {  # roll-off in 1/mm, edge enhancement, noise relative to the standard kernel; and its DICOM name
     "smooth": (0.34, 0.0, 0.6, "PH-SOFT"),
     "standard": (0.5, 0.1, 1.0, "PH-BODY"),
@@ -1110,7 +1110,7 @@ def _scan_plane(
     spectrum = fft.rfft2(plane) * blur + fft.rfft2(white) * (grain * np.float32(amount))
     return fft.irfft2(spectrum, plane.shape).astype(np.float32)
 
-# %% ../nbs/01_phantom.ipynb #45ad1d25
+# %% ../nbs/01_phantom.ipynb #67cf4ca9
 @dataclass(frozen=True, eq=False)
 class _Chest:
     "All that painting a plane needs; lengths in mm of the reference adult."
@@ -1194,7 +1194,7 @@ def draw_phantom(
     drawn = _measure(labels, affine, an, stature, findings, where)
     return Phantom(hu, labels, affine, an, scan, drawn, seed)
 
-# %% ../nbs/01_phantom.ipynb #0340b227
+# %% ../nbs/01_phantom.ipynb #0fdb3368
 def _check(an: Anatomy, scan: Scan) -> None:
     for what, came, known in (
         ("sex", an.sex, "FM"),
@@ -1312,7 +1312,7 @@ def _measure(labels, affine, an, stature, findings, where):
         ],
     }
 
-# %% ../nbs/01_phantom.ipynb #a795f291
+# %% ../nbs/01_phantom.ipynb #9cdba103
 def _uid(*keys: object) -> UID:
     "A UID that depends on the keys alone."
     digest = sha256("\x1f".join(map(str, keys)).encode()).digest()
@@ -1389,7 +1389,7 @@ def _save(ds: Dataset, path: Path | str) -> Path:
         dcmwrite(beside, ds, enforce_file_format=True)
     return Path(path)
 
-# %% ../nbs/01_phantom.ipynb #3bd1321e
+# %% ../nbs/01_phantom.ipynb #35966d6a
 def write_phantom(
     phantom: Phantom,
     folder: Path | str,  # is made if absent; gets one file a slice
@@ -1456,7 +1456,7 @@ def write_series(
         files.append(_save(ds, Path(folder) / f"{series[-8:]}_{k:03d}.dcm"))
     return files
 
-# %% ../nbs/01_phantom.ipynb #749e6d69
+# %% ../nbs/01_phantom.ipynb #0cab1e1f
 ROIS = {  # name: display colour, labels
     "Lung_L": ((255, 128, 0), ("lung_left",)),
     "Lung_R": ((0, 128, 255), ("lung_right",)),
@@ -1553,7 +1553,7 @@ def write_rtstruct(
         )
     return _save(ds, path)
 
-# %% ../nbs/01_phantom.ipynb #8d65e733
+# %% ../nbs/01_phantom.ipynb #48d1d810
 _COHORT = (
     (Anatomy("F", 58, -0.1, 0.95, height_cm=165), {}, ()),
     (Anatomy("M", 67, 0.2, 0.95, height_cm=176), {}, (Finding("tumour", "left", 38, (0.65, 0.55, 0.65)),)),
@@ -1602,7 +1602,7 @@ def _write_case(out: Path, i: int, size: int, slices: int, seed: int) -> None:
     files = write_phantom(
         phantom,
         out / "Images" / case,
-        name=f"Phantom^Nobody{i:03d}",
+        name=f"PHANTOM-{i:03d}",  # as public collections do: the pseudonym in both places
         patient_id=f"PHANTOM-{i:03d}",
         birth_date=_BIRTH_DATES.get(i, ""),
         key=(seed, case),
