@@ -7,7 +7,7 @@ __all__ = ['METHODS', 'SPLITS', 'lung_position', 'is_excellent', 'score_case', '
            'load_predictions', 'Evaluation', 'evaluate', 'known_affine', 'current_run', 'load_evaluation',
            'report_tags', 'counted', 'Interval', 'patient_interval', 'pick', 'markdown_table']
 
-# %% ../nbs/14_evaluate.ipynb #a066730d
+# %% ../nbs/14_evaluate.ipynb #8d4557f9
 import json
 import os
 import zlib
@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
 
-from . import __version__
 from .cohort import Store, Stored, _folder_name
 from lungseg.core import (
     CohortError,
@@ -137,7 +137,7 @@ def load_predictions(
         raise InputError(f"{case}.npz: expected kept predictions, but {type(e).__name__}: {e}") from None
     return {method: bits.astype(bool).reshape(about["shape"]) for method, bits in unpack.items()}, about
 
-# %% ../nbs/14_evaluate.ipynb #095706ce
+# %% ../nbs/14_evaluate.ipynb #c150a017
 METHODS = ("network", "threshold")
 SPLITS = ("train", "validation", "test", "external")
 
@@ -146,7 +146,7 @@ def _fingerprint(
     model: Path,  # weights file
     case: Stored,  # the case as stored
 ) -> str:  # changes when the model, the voxels or this package's version do
-    digest = sha256(f"{__version__} {case.hu.shape}".encode())
+    digest = sha256(f"{version('lungseg')} {case.hu.shape}".encode())
     digest.update(model.read_bytes())
     digest.update(np.ascontiguousarray(case.hu).data)
     return digest.hexdigest()
@@ -251,7 +251,7 @@ def evaluate(
     tables = pd.concat(slices, ignore_index=True), pd.DataFrame(patients)
     return _write(Evaluation(*tables, run, Path(store.path), tuple(held)))
 
-# %% ../nbs/14_evaluate.ipynb #66a5c409
+# %% ../nbs/14_evaluate.ipynb #530c12e1
 def _network(run: Path) -> Callable:
     from lungseg.predict import load_model, segment
 
@@ -309,7 +309,7 @@ def _write(evaluation: Evaluation) -> Evaluation:
     scores = ("dice", "accuracy")
     summary = {
         "store": store,  # relative to the run, so that both can be moved together
-        "version": __version__,
+        "version": version("lungseg"),
         "held": held,
         "patients": {s: _records(summarise(evaluation.patients, s)) for s in scores},
         "slices": {s: _records(summarise(evaluation.slices, s)) for s in scores},
