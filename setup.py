@@ -19,7 +19,7 @@ def listed(key: str) -> list[str]:
 
 
 class WithNotebooks(build_py):
-    """Wheels also carry the notebooks, so that `lungseg report` renders the site from an installed package."""
+    """Wheels also carry the notebooks: `lungseg report` renders the site from an installed package too."""
 
     def run(self) -> None:
         super().run()

@@ -357,11 +357,11 @@ def _size(
     ml = {"ml": round(voxels * prod(volume.spacing_mm) / 1000, 1)} if volume.spacing_known else {}
     return {"voxels": voxels, **ml}
 
-# %% ../nbs/18_cli.ipynb #11bf6f6b
+# %% ../nbs/18_cli.ipynb #7ed82579
 @verb
 def train(
     data: Path,  # a cohort: DICOM cases with masks, or npz volumes
-    run: Path,  # folder for the run: store, history, checkpoints, weights
+    run: Path,  # folder for the run: history, checkpoints, weights, and the cases in `store`
     *,
     recipe: str = "lungseg",  # name of a recipe in the package, or a TOML file
     test: list[str] | None = None,  # cases to test on; otherwise a third, chosen by patient
@@ -378,9 +378,9 @@ def train(
 
     store = build_store(find_cases(data), run / "store")
     split = split_patients(store, test=test or 1 / 3, seed=seed)
-    fit(store, split, load_recipe(recipe), run / "run", resume=resume)
-    say = f"trained on {len(split['train'])} cases, {len(split['test'])} kept for testing: {run / 'run'}"
-    return {"split": split, "run": str(run / "run"), "held": list(store.held), "say": say}
+    fit(store, split, load_recipe(recipe), run, resume=resume)
+    say = f"trained on {len(split['train'])} cases, {len(split['test'])} kept for testing: {run}"
+    return {"split": split, "run": str(run), "held": list(store.held), "say": say}
 
 
 @verb
@@ -394,7 +394,7 @@ def evaluate(
     from lungseg.cohort import Store
     from lungseg.evaluate import evaluate as score
 
-    result = score(run / "run", Store(run / "store"))
+    result = score(run, Store(run / "store"))
     table = result.patients.pivot_table(index=["split", "case"], columns="method", values="dice")
     return {"dice": table.reset_index().to_dict("records"), "say": f"3-D Dice per patient\n{table.round(4)}"}
 
@@ -409,7 +409,7 @@ def segment(
 ) -> dict:
     """Lung masks of any volumes, by a trained network.
 
-    Example: lungseg segment _data/phantom/Images _data/masks --model _runs/first/run
+    Example: lungseg segment _data/phantom/Images _data/masks --model _runs/first
     """
     from lungseg.predict import load_model
     from lungseg.predict import segment as lungs
@@ -431,7 +431,7 @@ def step(
     yield
     timings[name] = round(perf_counter() - start, 1)
 
-# %% ../nbs/18_cli.ipynb #af453e99
+# %% ../nbs/18_cli.ipynb #89314201
 def safe_cases(
     data: Path,  # a cohort
     work: Path,  # gets the tag table, the de-identified files and their secret
@@ -444,14 +444,10 @@ def safe_cases(
     found = find_cases(data)
     if not any(f.suffix not in (".npz", ".nii", ".gz") for case in found.cases for f in case.image):
         return found, []
-    table, claims = tag_table(data), identity_claims(data)
+    table = tag_table(data)
     with writing(work / "tags.csv") as beside:
         table.to_csv(beside)
-    facts = {
-        "differences": differences(table),
-        "identity": identity_words(claims),
-        "claims": claims["claim"].to_dict(),
-    }
+    facts = {"differences": differences(table), "identity": identity_words(identity_claims(data))}
     write_json(work / "differences.json", facts)
     done = deidentify(data, work / "deidentified", secret=work / "secret", workers=2)
     held = [h for h in done.held if not h.item.endswith(SUFFIXES)]

@@ -26,10 +26,9 @@ def table() -> list[str]:
 def imported(module: str) -> set[str]:
     "The lungseg modules that a module imports, wherever in its code."
     tree = ast.parse((ROOT / "lungseg" / f"{module}.py").read_text(encoding="utf-8"))
-    relative = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level}
-    absolute = [
-        node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not node.level
-    ]
+    froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
+    relative = {node.module for node in froms if node.level}
+    absolute = [node.module for node in froms if not node.level]
     absolute += [a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names]
     return relative | {name.split(".")[1] for name in absolute if name.startswith("lungseg.")}
 

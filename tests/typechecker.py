@@ -1,4 +1,4 @@
-"""The check behind every annotation when tests run: beartype, taking a whole number where a float is asked for."""
+"""The check behind every annotation when tests run: beartype, where a whole number may be a float."""
 
 from beartype import BeartypeConf, beartype
 
