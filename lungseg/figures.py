@@ -7,7 +7,7 @@ __all__ = ['REFERENCE', 'PREDICTION', 'METHOD_COLOUR', 'SPLIT_COLOUR', 'HOUSE', 
            'box_plots', 'network_against_threshold', 'dice_along_lungs', 'heatmaps', 'accuracy_against_dice', 'Panel',
            'slice_panels', 'picked_panels', 'hu_counts', 'hu_histograms', 'case_panels', 'lung_shares']
 
-# %% ../nbs/15_figures.ipynb #89fd6378
+# %% ../nbs/15_figures.ipynb #93364063
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import wraps
@@ -15,6 +15,7 @@ from functools import wraps
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from jaxtyping import Bool, Integer
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -86,7 +87,7 @@ def training_curves(
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     return fig
 
-# %% ../nbs/15_figures.ipynb #a71b85c1
+# %% ../nbs/15_figures.ipynb #00d872ef
 @_house
 def histograms(
     table: pd.DataFrame,  # rows of one method: slices or patients
@@ -101,11 +102,12 @@ def histograms(
     fig, axes = plt.subplots(1, len(splits), figsize=(3.2 * len(splits), 2.5), sharey=True, squeeze=False)
     for ax, split in zip(axes[0], splits, strict=True):
         values = table[score][table.split == split]
-        ax.hist(values.dropna(), bins=edges, color=SPLIT_COLOUR[split], log=log)
+        sns.histplot(x=values, bins=edges, color=SPLIT_COLOUR[split], alpha=1, linewidth=0, ax=ax)
         nan = f", {values.isna().sum()} NaN" if values.isna().any() else ""
         ax.set(title=f"{split} ({values.count()}{nan})", xlabel=_name(score))
     axes[0, 0].set_ylabel("count (log)" if log else "count")
     if log:
+        axes[0, 0].set_yscale("log")
         axes[0, 0].yaxis.set_major_formatter("{x:g}")
         axes[0, 0].yaxis.minorticks_off()
         axes[0, 0].set_ylim(bottom=0.7)
@@ -115,7 +117,7 @@ def histograms(
 def _name(score: str) -> str:
     return {"dice": "Dice", "iou": "IoU"}.get(score, score.replace("_", " "))
 
-# %% ../nbs/15_figures.ipynb #cbdad076
+# %% ../nbs/15_figures.ipynb #aadf0b92
 @_house
 def box_plots(
     table: pd.DataFrame,  # slices or patients of one or both methods
@@ -132,8 +134,10 @@ def box_plots(
     fig, axes = plt.subplots(1, 1 + zoom, figsize=(4.8 * (1 + zoom), 3), squeeze=False)
     size, alpha = (5, 0.9) if max(map(len, groups.values())) <= 50 else (2, 0.4)
     for ax in axes[0]:
-        for x, ((_, method), values) in enumerate(groups.items()):
-            _box(ax, x, values.to_numpy(), color=METHOD_COLOUR[method], ms=size, alpha=alpha)
+        values = [v.to_numpy() for v in groups.values()]
+        sns.boxplot(values, ax=ax, width=0.5, color="0.3", fill=False, linewidth=1, showfliers=False)
+        for x, ((_, method), v) in enumerate(groups.items()):
+            _points(ax, x, v.to_numpy(), color=METHOD_COLOUR[method], ms=size, alpha=alpha)
         labels = [f"{split}\n{method}\n({len(v)})" for (split, method), v in groups.items()]
         ax.set_xticks(range(len(groups)), labels, fontsize=8)
         ax.set(ylabel=_name(score), xlim=(-0.6, len(groups) - 0.4))
@@ -147,9 +151,7 @@ def box_plots(
     return fig
 
 
-def _box(ax: Axes, x: int, values: np.ndarray, **points) -> None:
-    lines = {"medianprops": {"color": "black"}, "boxprops": {"color": "0.3"}}
-    ax.boxplot(values, positions=[x], widths=0.5, showfliers=False, **lines)
+def _points(ax: Axes, x: int, values: np.ndarray, **points) -> None:
     # points step sideways in a fixed pattern: golden-ratio steps fill the width evenly, with no random numbers
     aside = (np.arange(len(values)) * 0.618 % 1 - 0.5) * 0.4
     ax.plot(x + aside, values, "o", mew=0, zorder=3, **points)
@@ -173,7 +175,7 @@ def network_against_threshold(
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     return fig
 
-# %% ../nbs/15_figures.ipynb #1d87dbe5
+# %% ../nbs/15_figures.ipynb #ff74c25f
 @_house
 def dice_along_lungs(
     slices: pd.DataFrame,  # slices of one split, one or both methods
@@ -198,7 +200,7 @@ def dice_along_lungs(
     axes[0, 0].legend(loc="lower center")
     return fig
 
-# %% ../nbs/15_figures.ipynb #71d91f65
+# %% ../nbs/15_figures.ipynb #4ae2dcf0
 @_house
 def heatmaps(
     slices: pd.DataFrame,  # slices of one method
@@ -245,7 +247,7 @@ def accuracy_against_dice(
     fig.colorbar(points, label="lung, % of the slice")
     return fig
 
-# %% ../nbs/15_figures.ipynb #9d6b5fdf
+# %% ../nbs/15_figures.ipynb #bdb54b3d
 LUNG_WINDOW = (-600, 1500)  # level and width in HU
 
 
@@ -315,7 +317,7 @@ def slice_panels(
         _draw(ax, panel, window)
     return fig
 
-# %% ../nbs/15_figures.ipynb #d4acb48e
+# %% ../nbs/15_figures.ipynb #483599bf
 def picked_panels(
     evaluation: Evaluation,  # where the cases and predictions are
     picked: pd.DataFrame,  # rows of its slice table
@@ -338,7 +340,7 @@ def picked_panels(
         )
     return panels
 
-# %% ../nbs/15_figures.ipynb #047dec83
+# %% ../nbs/15_figures.ipynb #743b653a
 def hu_counts(
     store: Store,  # the cases
     *,
