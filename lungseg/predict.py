@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Model', 'load_model', 'predict_logits', 'predict_probs', 'postprocess', 'segment']
 
-# %% ../nbs/13_predict.ipynb #79ae8e65
+# %% ../nbs/13_predict.ipynb #18ba659a
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +18,12 @@ from scipy import ndimage
 from torch import Tensor
 
 from .core import HU, Mask, ModelError
-from .slices import prepare_images, restore
+from .slices import frame_of, prepare_images, restore
 from .train import Recipe, choose_device, make_net, recipe_from_toml
 from .unet import UNet
 from .volume import Volume, lps_axes
 
-# %% ../nbs/13_predict.ipynb #69738643
+# %% ../nbs/13_predict.ipynb #a78bf865
 @dataclass(frozen=True, eq=False)
 class Model:
     "A trained network, ready to predict."
@@ -68,7 +68,7 @@ def load_model(
     net = net.to(device, memory_format=torch.channels_last).eval()
     return Model(net, recipe, about, precision)
 
-# %% ../nbs/13_predict.ipynb #2b0685ce
+# %% ../nbs/13_predict.ipynb #cb717232
 def predict_logits(
     model: Model,
     hu: HU,  # slices from the feet up, rows to the back, columns to the patient's left
@@ -78,10 +78,11 @@ def predict_logits(
 ) -> Iterator[Float32[Tensor, "b row col"]]:  # positive inside; a batch of slices each, on the CPU
     "Logits at the volume's own resolution, a few slices at a time, so that memory stays small."
     prep, n = model.recipe.prepare, model.recipe.prepare.neighbours
+    frame = frame_of(hu, prep)
     for start in range(0, len(hu), batch):
         here = np.arange(start, min(start + batch, len(hu)))
         first, last = max(here[0] - n, 0), min(here[-1] + n, len(hu) - 1)
-        pictures = prepare_images(np.asarray(hu[first : last + 1]), prep)
+        pictures = prepare_images(np.asarray(hu[first : last + 1]), prep, frame)
         channels = np.clip(here[:, None] + np.arange(-n, n + 1), first, last) - first
         images = pictures[channels].to(model.device).contiguous(memory_format=torch.channels_last)
         reduced = torch.autocast(model.device.type, torch.bfloat16, enabled=model.precision == "bfloat16")
@@ -89,7 +90,7 @@ def predict_logits(
             logits = model.net(images)
             if flip:
                 logits = (logits + model.net(images.flip(-1)).flip(-1)) / 2
-        yield restore(logits[:, 0].float(), hu.shape[1:]).cpu()
+        yield restore(logits[:, 0].float(), hu.shape[1:], frame, outside=-30.0).cpu()
 
 
 def predict_probs(
@@ -102,7 +103,7 @@ def predict_probs(
     "The probability of lung for each voxel of a volume."
     return torch.cat([x.sigmoid() for x in predict_logits(model, hu, flip=flip, batch=batch)]).numpy()
 
-# %% ../nbs/13_predict.ipynb #2e8589ea
+# %% ../nbs/13_predict.ipynb #e5e48ca2
 def postprocess(
     mask: Mask,
     *,
