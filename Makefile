@@ -25,7 +25,7 @@ test: $(READY) cells  ## every test: the notebooks' cells, then tests/
 	$(BIN)/python -m pytest
 
 cells: $(READY)
-	$(BIN)/nbdev_test --n_workers 2 --pause 0.2
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --pause 0.2
 
 check: $(READY)  ## notebooks clean and formatted, package and README as the notebooks say
 	$(BIN)/ruff check .

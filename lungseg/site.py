@@ -50,7 +50,7 @@ def _extra(
         needed = (e.name or name).partition(".")[0]
         raise SiteError(f"rendering the site needs {needed}: pip install 'lungseg[report]'") from None
 
-# %% ../nbs/17_site.ipynb #3363f45d
+# %% ../nbs/17_site.ipynb #8cac62a2
 def _package() -> Path:  # the folder of the `lungseg` that is running
     return Path(str(files("lungseg")))
 
@@ -78,7 +78,7 @@ def project_root(
         "found no notebooks: expected settings.ini and nbs/ here, above, or in the installed package"
     )
 
-# %% ../nbs/17_site.ipynb #af04ab5d
+# %% ../nbs/17_site.ipynb #be2cbe5b
 class SiteWarning(UserWarning):
     "Something in the site's configuration or pages has no effect here."
 
@@ -121,7 +121,7 @@ def unknown_keys(
             found += [f"{place}.{key}".lstrip(".") for key in value if key not in known]
     return sorted(found)
 
-# %% ../nbs/17_site.ipynb #c076727b
+# %% ../nbs/17_site.ipynb #f2985c3e
 def page_address(
     source: str,  # a notebook, relative to the project: "nbs/00_core.ipynb"
 ) -> str:  # the page, relative to the site: "nbs/core.html"
@@ -131,7 +131,7 @@ def page_address(
         folder, re.sub(r"^\d+[a-zA-Z0-9]*_", "", name.lower()).removesuffix(".ipynb") + ".html"
     )
 
-# %% ../nbs/17_site.ipynb #f758c8b1
+# %% ../nbs/17_site.ipynb #a836d475
 @dataclass(frozen=True)
 class Entry:
     "One line of the sidebar: a page, a heading over further lines, or an outside link."
@@ -183,7 +183,7 @@ def _matching(
                 found[name] = None
     return list(found)
 
-# %% ../nbs/17_site.ipynb #ed5e77b1
+# %% ../nbs/17_site.ipynb #709d11d9
 @dataclass(frozen=True)
 class Site:
     "A project's settings, as far as its site depends on them."
@@ -250,7 +250,7 @@ def _check_sources(project: Path, sources: tuple[str, ...]) -> None:
         if other != source:
             raise SiteError(f"{source}: would have the address of {other}, {page_address(source)}")
 
-# %% ../nbs/17_site.ipynb #827304f3
+# %% ../nbs/17_site.ipynb #926f29c2
 def cell_options(
     source: str,  # a code cell
 ) -> tuple[dict[str, Any], str]:  # its options, and the code without them
@@ -270,7 +270,7 @@ def cell_options(
     pairs = _extra("yaml").safe_load("\n".join(line.strip() for line in yaml_lines)) or {}
     return {**words, **pairs}, "\n".join(lines[n:]).strip("\n")
 
-# %% ../nbs/17_site.ipynb #6710610a
+# %% ../nbs/17_site.ipynb #2a4b169a
 _KERNEL_CONFIG = """c.InlineBackend.figure_formats = {"retina"}
 c.InlineBackend.rc = {"figure.dpi": 96, "savefig.dpi": "figure", "figure.facecolor": "white"}
 c.HistoryManager.enabled = False
@@ -298,6 +298,7 @@ def _kernel_environment(
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "LUNGSEG_STATIC": "1",
         "TQDM_DISABLE": "1",
+        "OMP_NUM_THREADS": "1",  # several notebooks run at a time; their threads would wait for one another
     }
 
 
@@ -309,7 +310,7 @@ def _kernel_manager() -> Any:
         kernel_name="python3", kernel_spec_manager=specs
     )
 
-# %% ../nbs/17_site.ipynb #c0001e81
+# %% ../nbs/17_site.ipynb #30cecc8d
 def run_notebook(
     project: Path,
     source: str,  # the notebook, relative to the project
@@ -356,7 +357,7 @@ def run_notebook(
             raise SiteError(f"{source}: {str(e).partition(chr(10))[0]}") from None
     return [[dict(o) for o in cell.outputs] for cell in notebook.cells if cell.cell_type == "code"]
 
-# %% ../nbs/17_site.ipynb #0c136549
+# %% ../nbs/17_site.ipynb #ac6ca47b
 def _imported(
     source: str,  # Python code; lines that are not Python (magics) are passed over
 ) -> set[str]:  # the modules of lungseg that it imports: "core", "volume"
@@ -426,7 +427,7 @@ def notebook_key(
         whole.update(_run_stamp(run).encode())
     return whole.hexdigest()[:16]
 
-# %% ../nbs/17_site.ipynb #74f84fb1
+# %% ../nbs/17_site.ipynb #35766a24
 def execute_pages(
     site: Site,
     cache_dir: Path,  # outputs are kept here between builds
@@ -457,7 +458,7 @@ def execute_pages(
         old.unlink()
     return {s: read_json(path) for s, path in kept.items()}
 
-# %% ../nbs/17_site.ipynb #cbed894d
+# %% ../nbs/17_site.ipynb #1db0ad1b
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]{6,}")
 
 
@@ -618,7 +619,7 @@ class Documented:
         parts += [inspect.getdoc(self.sym) or "", ":::"]
         return "\n\n".join(filter(None, parts))
 
-# %% ../nbs/17_site.ipynb #6d2a3dcd
+# %% ../nbs/17_site.ipynb #d0775f21
 _NBDEV = """import sys
 from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
@@ -660,7 +661,7 @@ def _process(
             write_json(stage / "_proc" / source, ordered)
     return stage / "_proc"
 
-# %% ../nbs/17_site.ipynb #66a86e46
+# %% ../nbs/17_site.ipynb #492a9524
 _DOCUMENTED = re.compile(r"^show_doc\((\w+)", re.MULTILINE)
 
 
@@ -717,7 +718,7 @@ def _fenced(
     fence = "`" * (longest + 1)
     return f"{fence} {{{attributes}}}\n{code}\n{fence}"
 
-# %% ../nbs/17_site.ipynb #c712308f
+# %% ../nbs/17_site.ipynb #3d19a1e3
 _REPR = re.compile(
     r"^\[?<(matplotlib|Figure|Axes|seaborn|BarContainer)|^Text\(|^\(?array\(\[.*<BarContainer", re.DOTALL
 )
@@ -765,7 +766,7 @@ def output_markdown(
         return text
     return "" if not text.strip() or _REPR.match(text) else _fenced(text, ".result")
 
-# %% ../nbs/17_site.ipynb #c99e32ef
+# %% ../nbs/17_site.ipynb #2b4b495f
 def cell_markdown(
     draft: Draft,  # receives pictures and HTML
     cell: dict,  # of a notebook that nbdev has processed
@@ -829,7 +830,7 @@ def _outputs_markdown(
         return [f"::: {{{name} {classes}{columns}}}\n{body}\n:::"]
     return [f"::: {{{classes}{columns}}}\n{body}\n:::"]
 
-# %% ../nbs/17_site.ipynb #00ef1620
+# %% ../nbs/17_site.ipynb #b362e641
 def notebook_markdown(
     notebook: dict,  # processed by nbdev
     source: str,  # where it is, relative to the project
@@ -854,7 +855,7 @@ def notebook_markdown(
         [*head, *filter(None, (cell_markdown(draft, c, i) for i, c in enumerate(cells)))]
     ) + "\n"
 
-# %% ../nbs/17_site.ipynb #66e858f4
+# %% ../nbs/17_site.ipynb #a8c4cad6
 def _pandoc(
     text: str,
     *options: str,  # Pandoc's own
@@ -960,7 +961,7 @@ def _callout(
     raw = [{"t": "RawBlock", "c": ["html", t]} for t in (start, "</summary>", "</details>")]
     return [raw[0], {"t": "Plain", "c": title}, raw[1], body, raw[2]]
 
-# %% ../nbs/17_site.ipynb #4eb487c2
+# %% ../nbs/17_site.ipynb #c28c82dc
 _KINDS = {"fig": "Figure", "tbl": "Table", "eq": "Equation", "sec": "Section"}
 _REF = re.compile(r"^(fig|tbl|eq|sec)-", re.IGNORECASE)
 
@@ -1097,7 +1098,7 @@ def number(
         raise SiteError(f"{source}: nothing on the page answers to {', '.join(dict.fromkeys(dangling))}")
     return {**tree, "blocks": blocks}
 
-# %% ../nbs/17_site.ipynb #8814d24d
+# %% ../nbs/17_site.ipynb #1aae7e50
 def _target(
     site: Site,
     source: str,  # the page that links
@@ -1144,7 +1145,7 @@ def _linking(
 
     return change
 
-# %% ../nbs/17_site.ipynb #9375a198
+# %% ../nbs/17_site.ipynb #9106e48f
 @dataclass(frozen=True)
 class Page:
     "A rendered page."
@@ -1230,7 +1231,7 @@ def render_page(
     lead = str(draft.front.get("description") or "")
     return Page(source, title, lead, body, tuple(toc), tuple(search), draft.files, draft.front)
 
-# %% ../nbs/17_site.ipynb #d6d0dfcc
+# %% ../nbs/17_site.ipynb #ba09e0a5
 def _link(here: str, to: str) -> str:
     "The address of one page as seen from another."
     return posixpath.relpath(to, posixpath.dirname(here) or ".")
@@ -1335,7 +1336,7 @@ def page_html(
     template = (_package() / "static" / "site.html").read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda m: values[m[1]], template)
 
-# %% ../nbs/17_site.ipynb #4da6ff9b
+# %% ../nbs/17_site.ipynb #54118fd9
 def search_script(
     pages: list[Page],
 ) -> str:  # JavaScript
@@ -1349,7 +1350,7 @@ def search_script(
         "</", "<\\/"
     )
 
-# %% ../nbs/17_site.ipynb #144b85b4
+# %% ../nbs/17_site.ipynb #c2ca45d6
 def _write_site(
     site: Site,
     pages: dict[str, Page],
@@ -1421,7 +1422,7 @@ def _put(
         shutil.rmtree(out)
     shutil.move(str(made), str(out))
 
-# %% ../nbs/17_site.ipynb #0730972c
+# %% ../nbs/17_site.ipynb #feb0a41d
 def _raw_html(
     notebook: dict,  # processed by nbdev
 ) -> dict:  # the same, with HTML outputs as raw Markdown blocks
@@ -1455,7 +1456,7 @@ def _render_quarto(
     shutil.move(str(made_there), str(made))
     (made / "site_libs").mkdir(exist_ok=True)
 
-# %% ../nbs/17_site.ipynb #590c6bd1
+# %% ../nbs/17_site.ipynb #18dda4ab
 def _render_pandoc(
     site: Site,
     processed: Path,  # the folder that nbdev has made
@@ -1516,7 +1517,7 @@ def build_site(
     _put(made, out)
     return out / "index.html"
 
-# %% ../nbs/17_site.ipynb #5abb5bd0
+# %% ../nbs/17_site.ipynb #79cd119b
 def _light(
     output: dict,  # cleaned
     most: int,  # characters of HTML
@@ -1556,7 +1557,7 @@ def keep_outputs(
             path.write_text(text, encoding="utf-8")
     return [site.project / s for s in chosen]
 
-# %% ../nbs/17_site.ipynb #50175e0a
+# %% ../nbs/17_site.ipynb #bf486d16
 def readme(
     project: Path | str,
 ) -> str:  # the text of README.md
