@@ -56,7 +56,7 @@ def _house(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
     @wraps(draw)
     def in_style(*args, **kwargs):
-        with plt.rc_context(HOUSE), plt.ioff():
+        with plt.rc_context(HOUSE):
             figure = draw(*args, **kwargs)
         plt.close(figure)
         return figure
