@@ -38,5 +38,5 @@ pages: $(READY)  ## run the report afresh and keep its pages' outputs in nbs/rep
 lab: $(READY)  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab nbs
 
-clean:  ## remove what was made, but not .venv
-	rm -rf _docs _proc _build _runs build dist *.egg-info
+clean:  ## remove what was made, but neither .venv nor your own runs
+	rm -rf _docs _proc _build _runs/report build dist *.egg-info
