@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['project_root', 'SiteWarning', 'unknown_keys', 'page_address', 'Entry', 'Site', 'read_site', 'cell_options',
-           'run_notebook', 'notebook_key', 'execute_pages', 'as_written', 'Documented', 'in_reading_order', 'Draft',
-           'output_markdown', 'cell_markdown', 'notebook_markdown', 'parse', 'plain', 'number', 'Page', 'render_page',
-           'sidebar_html', 'page_html', 'search_script', 'build_site', 'keep_outputs', 'readme', 'write_readme']
+           'run_notebook', 'notebook_key', 'execute_pages', 'as_written', 'Documented', 'without_private_links',
+           'in_reading_order', 'Draft', 'output_markdown', 'cell_markdown', 'notebook_markdown', 'parse', 'plain',
+           'number', 'Page', 'render_page', 'sidebar_html', 'page_html', 'search_script', 'check_out', 'check_tools',
+           'build_site', 'keep_outputs', 'readme', 'write_readme']
 
 # %% ../nbs/17_site.ipynb #1571f03d
 import ast
@@ -270,11 +271,20 @@ def cell_options(
     pairs = _extra("yaml").safe_load("\n".join(line.strip() for line in yaml_lines)) or {}
     return {**words, **pairs}, "\n".join(lines[n:]).strip("\n")
 
-# %% ../nbs/17_site.ipynb #2a4b169a
+# %% ../nbs/17_site.ipynb #604fb770
 _KERNEL_CONFIG = """c.InlineBackend.figure_formats = {"retina"}
 c.InlineBackend.rc = {"figure.dpi": 96, "savefig.dpi": "figure", "figure.facecolor": "white"}
 c.HistoryManager.enabled = False
 """
+
+
+def _shown_run(
+    project: Path,
+    run: Path | None,  # the one asked for
+) -> Path | None:  # the run that report pages show: that one, else `LUNGSEG_RUN`, else the project's own
+    own = project / "_runs" / "report" / "run"
+    run = run or os.environ.get("LUNGSEG_RUN") or (own if own.is_dir() else None)
+    return Path(run).resolve() if run else None
 
 
 def _kernel_environment(
@@ -285,12 +295,11 @@ def _kernel_environment(
     profile = scratch / "ipython" / "profile_default"
     profile.mkdir(parents=True)
     (profile / "ipython_kernel_config.py").write_text(_KERNEL_CONFIG)
-    default = project / "_runs" / "report" / "run"
-    run = run or (default if default.is_dir() else None)
+    run = _shown_run(project, run)
     paths = [str(project), str(_package().parent), os.environ.get("PYTHONPATH", "")]
     return {
         **os.environ,
-        **({"LUNGSEG_RUN": str(Path(run).resolve())} if run else {}),
+        **({"LUNGSEG_RUN": str(run)} if run else {}),
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         "PYTHONHASHSEED": "0",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
@@ -357,7 +366,7 @@ def run_notebook(
             raise SiteError(f"{source}: {str(e).partition(chr(10))[0]}") from None
     return [[dict(o) for o in cell.outputs] for cell in notebook.cells if cell.cell_type == "code"]
 
-# %% ../nbs/17_site.ipynb #ac6ca47b
+# %% ../nbs/17_site.ipynb #d3d08afe
 def _imported(
     source: str,  # Python code; lines that are not Python (magics) are passed over
 ) -> set[str]:  # the modules of lungseg that it imports: "core", "volume"
@@ -366,9 +375,14 @@ def _imported(
         tree = ast.parse(code)
     except SyntaxError:
         return {"*"}
-    names = [a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names]
-    names += [n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module and not n.level]
-    return {n.split(".")[1] if "." in n else "*" for n in names if n.split(".")[0] == "lungseg"}
+    names = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [a.name for a in node.names]
+        elif isinstance(node, ast.ImportFrom):  # nbdev makes the imports of the package's modules relative
+            module = ".".join(filter(None, ["lungseg" if node.level else "", node.module]))
+            names += [module, *(f"lungseg.{a.name}" for a in node.names if module == "lungseg")]
+    return {[*n.split("."), "__init__"][1] for n in names if n.split(".")[0] == "lungseg"}
 
 
 @cache
@@ -389,18 +403,28 @@ def _closure(
 def _run_stamp(
     run: Path | None,
 ) -> str:
-    "What a run's folder holds, by name, size and the content of its small files."
-    found = sorted(p for p in Path(run).rglob("*") if p.is_file()) if run else []
-    small = {".json", ".csv", ".toml"}
+    "What report pages read of a run and beside it: small files by content, large ones by size and time."
+    if not run:
+        return ""
+    beside, summary = run.parent, run / "evaluation" / "summary.json"
+    store = run / (read_json(summary).get("store", "../store") if summary.is_file() else "../store")
+    found = [*run.rglob("*"), *store.glob("*.json"), *store.glob("*/case.json")]
+    found += [beside / "tags.csv", beside / "differences.json"]
     marks = [
         (
-            p.name,
+            os.path.relpath(p, run),
             p.stat().st_size,
-            sha256(p.read_bytes()).hexdigest() if p.suffix in small else p.stat().st_mtime_ns,
+            sha256(p.read_bytes()).hexdigest()
+            if p.suffix in {".json", ".csv", ".toml"}
+            else p.stat().st_mtime_ns,
         )
-        for p in found
+        for p in sorted(found)
+        if p.is_file()
     ]
-    return repr(marks)
+    clean = [p for p in sorted((beside / "deidentified").rglob("*")) if p.is_file()]
+    about = beside / "report.json"  # it also holds how long each step took, which no page shows
+    source = read_json(about).get("source") if about.is_file() else None
+    return repr((marks, [(os.path.relpath(p, run), p.stat().st_size) for p in clean], source))
 
 
 def notebook_key(
@@ -424,10 +448,10 @@ def notebook_key(
     for path in kept + data:
         whole.update(path.name.encode() + path.read_bytes())
     if "report" in Path(source).parts or any("current_run" in c for c in code):
-        whole.update(_run_stamp(run).encode())
+        whole.update(_run_stamp(_shown_run(project, run)).encode())
     return whole.hexdigest()[:16]
 
-# %% ../nbs/17_site.ipynb #35766a24
+# %% ../nbs/17_site.ipynb #5d9b49cf
 def execute_pages(
     site: Site,
     cache_dir: Path,  # outputs are kept here between builds
@@ -451,9 +475,9 @@ def execute_pages(
         try:
             for job in progress(as_completed(jobs), "Executing notebooks", unit="notebook", total=len(jobs)):
                 job.result()
-        finally:
-            for job in jobs:
-                job.cancel()
+        except BaseException:  # Ctrl-C too
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     for old in set(cache_dir.glob("*.json")) - set(kept.values()):
         old.unlink()
     return {s: read_json(path) for s, path in kept.items()}
@@ -619,7 +643,7 @@ class Documented:
         parts += [inspect.getdoc(self.sym) or "", ":::"]
         return "\n\n".join(filter(None, parts))
 
-# %% ../nbs/17_site.ipynb #d0775f21
+# %% ../nbs/17_site.ipynb #1a6ba271
 _NBDEV = """import sys
 from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
@@ -657,9 +681,39 @@ def _process(
         raise SiteError(f"nbdev could not process the notebooks: {' '.join([*where[-1:], causes[-1]])}")
     for source in site.sources:
         staged, made = read_json(stage / source), read_json(stage / "_proc" / source)
-        if (ordered := in_reading_order(made, staged)) != made:
-            write_json(stage / "_proc" / source, ordered)
+        if (changed := in_reading_order(without_private_links(made), staged)) != made:
+            write_json(stage / "_proc" / source, changed)
     return stage / "_proc"
+
+# %% ../nbs/17_site.ipynb #527c60d0
+_PRIVATE_LINK = re.compile(r"\[(`(?:\w+\.)*_\w+(?:\(\))?`)\]\([^)\s]*#[^)\s]*\)")
+
+
+def without_private_links(
+    made: dict,  # a notebook that nbdev has processed
+) -> dict:
+    "The same notebook, with private names as plain code in its text."
+
+    def text(lines: str | list[str]) -> str:
+        return _PRIVATE_LINK.sub(r"\1", "".join(lines))
+
+    def shown(output: dict) -> dict:
+        data = output.get("data", {})
+        return (
+            {**output, "data": {**data, "text/markdown": text(data["text/markdown"])}}
+            if "text/markdown" in data
+            else output
+        )
+
+    cells = [
+        {**cell, "source": text(cell["source"])}
+        if cell["cell_type"] == "markdown"
+        else {**cell, "outputs": [shown(o) for o in cell["outputs"]]}
+        if "outputs" in cell
+        else cell
+        for cell in made["cells"]
+    ]
+    return {**made, "cells": cells}
 
 # %% ../nbs/17_site.ipynb #492a9524
 _DOCUMENTED = re.compile(r"^show_doc\((\w+)", re.MULTILINE)
@@ -1350,7 +1404,7 @@ def search_script(
         "</", "<\\/"
     )
 
-# %% ../nbs/17_site.ipynb #c2ca45d6
+# %% ../nbs/17_site.ipynb #8b07ee04
 def _write_site(
     site: Site,
     pages: dict[str, Page],
@@ -1409,20 +1463,41 @@ def _check_anchors(
         )
 
 
-def _put(
-    made: Path,  # the new site
-    out: Path,  # where it goes
+_MARKER = "site_libs/lungseg.txt"  # only a folder that holds it is ever replaced
+
+
+def check_out(
+    out: Path | str,  # where a site shall go
 ) -> None:
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "site_libs").is_dir())):
+    "Raises `SiteError` if `out` is a file, or a folder that holds something else than a site of ours."
+    out = Path(out).resolve()
+    if out.exists() and not (out.is_dir() and ((out / _MARKER).is_file() or not any(out.iterdir()))):
         raise SiteError(
             f"{out.name}: expected a new folder or an older site, found something else; it is left alone"
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.exists():
-        shutil.rmtree(out)
-    shutil.move(str(made), str(out))
 
-# %% ../nbs/17_site.ipynb #feb0a41d
+
+def _put(
+    made: Path,  # the new site
+    out: Path,  # where it goes; an older site steps aside first and is deleted last
+) -> None:
+    check_out(out)
+    (made / _MARKER).parent.mkdir(exist_ok=True)
+    (made / _MARKER).write_text("Made by lungseg, which may replace this folder.\n", encoding="utf-8")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as beside:
+        new, old = Path(beside) / "new", Path(beside) / "old"
+        shutil.move(made, new)  # a copy, if `made` is on another disk
+        if out.exists():
+            out.rename(old)
+        try:
+            new.rename(out)
+        except BaseException:
+            if old.exists():
+                old.rename(out)
+            raise
+
+# %% ../nbs/17_site.ipynb #97a88660
 def _raw_html(
     notebook: dict,  # processed by nbdev
 ) -> dict:  # the same, with HTML outputs as raw Markdown blocks
@@ -1454,9 +1529,8 @@ def _render_quarto(
     if done.returncode or not made_there.is_dir():
         raise SiteError(f"Quarto: {(done.stderr.strip().splitlines() or ['made no site'])[-1]}")
     shutil.move(str(made_there), str(made))
-    (made / "site_libs").mkdir(exist_ok=True)
 
-# %% ../nbs/17_site.ipynb #18dda4ab
+# %% ../nbs/17_site.ipynb #6ab0b518
 def _render_pandoc(
     site: Site,
     processed: Path,  # the folder that nbdev has made
@@ -1467,7 +1541,6 @@ def _render_pandoc(
     def work(source: str) -> Page:
         return render_page(site, read_json(processed / source), source)
 
-    _pandoc("", "--version")
     with ThreadPoolExecutor(max(1, workers)) as pool:
         rendered = progress(
             pool.map(work, site.sources), "Rendering pages", unit="page", total=len(site.sources)
@@ -1476,6 +1549,20 @@ def _render_pandoc(
     _check_anchors(pages)
     made.mkdir()
     _write_site(site, pages, made)
+
+
+def check_tools() -> None:
+    "Raises `SiteError` if something that building a site needs is not installed."
+    for name in ("yaml", "nbformat", "nbclient", "jupyter_client", "ipykernel", "nbdev"):
+        _extra(name)
+    if not shutil.which("quarto"):
+        _pandoc("", "--version")
+
+
+def _packaged(
+    project: Path,
+) -> bool:  # whether this is the copy that an installed package carries, which is not to be written into
+    return project.resolve() == (_package() / "_project").resolve()
 
 
 def build_site(
@@ -1491,16 +1578,17 @@ def build_site(
 ) -> Path:  # the page to open
     """Execute the notebooks of a project and render them as a site that works offline, Quarto or not.
 
-    Raises `SiteError` if a page is missing, a cell fails, or a reference, link or citation leads nowhere; the
-    site that was there before is then untouched.
+    Raises `SiteError` if the report extra or a page is missing, `out` holds something else than an older site,
+    a cell fails, or a reference, link or citation leads nowhere; what was there before is then untouched.
     """
+    check_tools()
+    check_out(out)
     site, out = read_site(project), Path(out).resolve()
     run = Path(run).resolve() if run else None
     if run and not run.is_dir():
         raise SiteError(f"{run.name}: expected the folder of a training run, found none")
-    inside = (
-        site.project if os.access(site.project, os.W_OK) and site.project.name != "_project" else Path.cwd()
-    )
+    ours = os.access(site.project, os.W_OK) and not _packaged(site.project)
+    inside = site.project if ours else Path.cwd()
     base = Path(work or inside / "_build").resolve() / "site"
     base.mkdir(parents=True, exist_ok=True)
     outputs = execute_pages(site, base / "outputs", run=run, workers=workers) if execute else {}
@@ -1517,7 +1605,7 @@ def build_site(
     _put(made, out)
     return out / "index.html"
 
-# %% ../nbs/17_site.ipynb #79cd119b
+# %% ../nbs/17_site.ipynb #73bd19b4
 def _light(
     output: dict,  # cleaned
     most: int,  # characters of HTML
@@ -1537,8 +1625,15 @@ def keep_outputs(
     workers: int = 2,
     work: Path | str | None = None,  # working folder, as for `build_site`
 ) -> list[Path]:  # the notebooks that were written
-    "Execute the notebooks of a folder and store their outputs in them, clean and small."
+    """Execute the notebooks of a folder and store their outputs in them, clean and small.
+
+    Raises `SiteError` if the project is the copy inside the installed package.
+    """
     site = read_site(project)
+    if _packaged(site.project):
+        raise SiteError(
+            "outputs are kept in the notebooks of a checkout, not in those of the installed package"
+        )
     chosen = tuple(s for s in site.sources if s.startswith(folder.rstrip("/") + "/"))
     kept = Path(work or site.project / "_build").resolve() / "site" / "kept"
     outputs = execute_pages(

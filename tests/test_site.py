@@ -7,11 +7,23 @@ import subprocess
 import sys
 from configparser import ConfigParser
 from pathlib import Path
+from time import sleep
 
 import pytest
 
 from lungseg.core import SiteError
-from lungseg.site import Site, SiteWarning, build_site, project_root, read_site, readme
+from lungseg.site import (
+    Site,
+    SiteWarning,
+    build_site,
+    check_out,
+    execute_pages,
+    keep_outputs,
+    notebook_key,
+    project_root,
+    read_site,
+    readme,
+)
 
 ROOT = Path(__file__).parent.parent
 
@@ -102,6 +114,7 @@ Hidden at first.
 :::""",
     "```python\n" + "x = " + " + ".join(f"rib_{i}" for i in range(60)) + "\n```",
     "| a | b |\n|---|---|\n| " + "wide " * 60 + " | 2 |",
+    "| part | cases | who |\n|---|--:|---|\n| test | 24 | ribs |",
     "Back [home](index.ipynb), on to the [heart](deep/02_heart.ipynb#beat), `ribs`.",
 ]
 PAGES = {
@@ -227,6 +240,7 @@ def test_what_leads_nowhere_fails_the_build_and_leaves_the_old_site(tmp_path, ce
     project = write_project(tmp_path / "toy", {"index.ipynb": cells}, quarto)
     out = tmp_path / "out"
     (out / "site_libs").mkdir(parents=True)
+    (out / "site_libs" / "lungseg.txt").touch()
     (out / "old.html").write_text("old")
     with pytest.raises(SiteError, match=message) as caught:
         build_site(project, out, execute="1 / 0" in cells[-1])
@@ -242,7 +256,102 @@ def test_unknown_keys_are_named(toy, tmp_path):
         assert isinstance(read_site(project), Site)
 
 
-def test_quarto_renders_where_it_is_installed(toy, tmp_path, monkeypatch):
+def test_a_folder_of_others_is_refused_before_anything_runs(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr("lungseg.site.execute_pages", lambda *a, **k: pytest.fail("executed"))
+    (tmp_path / "out" / "site_libs" / "bootstrap").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "out", tmp_path / "file", toy):
+        with pytest.raises(SiteError, match="left alone"):
+            build_site(toy, out)
+    assert (tmp_path / "out" / "site_libs" / "bootstrap").is_dir()
+    check_out(tmp_path / "new")
+
+
+def test_a_missing_extra_is_told_before_anything_runs(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr("lungseg.site.execute_pages", lambda *a, **k: pytest.fail("executed"))
+    monkeypatch.setitem(sys.modules, "nbclient", None)
+    with pytest.raises(SiteError, match=r"needs nbclient: pip install 'lungseg\[report\]'"):
+        build_site(toy, tmp_path / "out")
+
+
+def test_an_old_site_comes_back_if_the_new_one_cannot_take_its_place(toy, site, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    shutil.copytree(site, out)
+    rename = Path.rename
+
+    def refuse(path, target):
+        if path.name == "new":
+            raise PermissionError("not now")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(PermissionError):
+        build_site(toy, out)
+    assert (out / "nbs" / "ribs.html").is_file()
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_interrupt_starts_no_further_notebook(toy, tmp_path, monkeypatch):
+    started = []
+
+    def interrupted(jobs, *args, **kwargs):
+        next(iter(jobs))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lungseg.site.run_notebook", lambda p, s, **k: started.append(s) or sleep(0.2) or [])
+    monkeypatch.setattr("lungseg.site.progress", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        execute_pages(read_site(toy), tmp_path, workers=1)
+    assert len(started) < 3
+
+
+def test_what_lies_beside_a_run_makes_its_pages_anew(tmp_path):
+    run = tmp_path / "report" / "run"
+    (run / "evaluation").mkdir(parents=True)
+    project = write_project(tmp_path / "toy", {"report/01_data.ipynb": ["# Data", "code: 6 * 4"]})
+    before = notebook_key(project, "nbs/report/01_data.ipynb", run=run)
+    write = {
+        "run/history.csv": "epoch\n1\n",
+        "run/evaluation/summary.json": '{"store": "../store"}',
+        "store/store.json": "{}",
+        "store/Case_000/case.json": "{}",
+        "tags.csv": "case\n",
+        "differences.json": "{}",
+        "report.json": '{"source": "phantom", "seconds": {}}',
+    }
+    for name, text in write.items():
+        path = tmp_path / "report" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        after = notebook_key(project, "nbs/report/01_data.ipynb", run=run)
+        assert after != before, name
+        before = after
+    (tmp_path / "report" / "report.json").write_text('{"source": "phantom", "seconds": {"Site": 2.5}}')
+    assert notebook_key(project, "nbs/report/01_data.ipynb", run=run) == before
+
+
+def test_a_module_changed_behind_another_makes_a_page_anew(tmp_path):
+    project = write_project(tmp_path, {"index.ipynb": ["# A", "code: from lungseg.evaluate import counted"]})
+    shutil.copytree(
+        ROOT / "lungseg", project / "lungseg", ignore=shutil.ignore_patterns("__pycache__", "_project")
+    )
+    key = notebook_key(project, "nbs/index.ipynb")
+    for module, same in [("metrics", False), ("site", True)]:
+        with (project / "lungseg" / f"{module}.py").open("a") as file:
+            file.write("\nCHANGED = True\n")
+        assert (notebook_key(project, "nbs/index.ipynb") == key) is same, module
+        key = notebook_key(project, "nbs/index.ipynb")
+
+
+def test_outputs_are_not_kept_inside_an_installed_package(tmp_path, monkeypatch):
+    pytest.importorskip("yaml", reason="the report extra is not installed")
+    project = write_project(tmp_path / "_project", {"index.ipynb": ["# A"], "01_ribs.ipynb": ["code: 1"]}, "")
+    monkeypatch.setattr("lungseg.site._package", lambda: tmp_path)
+    with pytest.raises(SiteError, match="not in those of the installed package"):
+        keep_outputs(project, "nbs")
+
+
+def test_quarto_is_handed_the_processed_notebooks(toy, tmp_path, monkeypatch):
     stub = tmp_path / "bin" / "quarto"
     stub.parent.mkdir()
     lines = ["#!/bin/sh", 'echo "$@" > called', "mkdir _docs", "cp nbs/01_ribs.ipynb called _docs/"]
@@ -254,6 +363,14 @@ def test_quarto_renders_where_it_is_installed(toy, tmp_path, monkeypatch):
     given = json.loads((out / "01_ribs.ipynb").read_text())
     kinds = {k for c in given["cells"] for o in c.get("outputs", []) for k in o.get("data", {})}
     assert "text/html" not in kinds and "text/markdown" in kinds
+
+
+@pytest.mark.skipif(not shutil.which("quarto"), reason="Quarto is not installed")
+def test_quarto_renders_a_site(toy, tmp_path):
+    out = build_site(toy, tmp_path / "out", work=tmp_path / "work").parent
+    page = (out / "nbs" / "ribs.html").read_text(encoding="utf-8")
+    assert '<b id="verbatim">' in page and 'id="fig-two"' in page and "Count ribs." in page
+    assert (out / "index.html").is_file() and (out / "site_libs" / "lungseg.txt").is_file()
 
 
 # ---- the project's own pages
@@ -290,15 +407,15 @@ def test_links_of_the_readme_lead_somewhere():
 def test_the_home_page_says_what_each_dependency_is_for():
     config = ConfigParser(delimiters=["="])
     config.read(ROOT / "settings.ini", encoding="utf-8")
-    needed = [re.match(r"[\w-]+", line)[0] for line in config["DEFAULT"]["requirements"].split()]
-    section = (
-        (ROOT / "README.md")
-        .read_text(encoding="utf-8")
-        .partition("## What it stands on")[2]
-        .partition("\n## ")[0]
-    )
-    rows = re.findall(r"^\| *([\w-]+) *\| *\w", section, re.MULTILINE)
-    assert [r for r in rows if r != "dependency"] == needed
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = readme.partition("## What it stands on")[2].partition("\n## ")[0]
+    tables = re.split(r"^\| *`lungseg\[\w+\]`", section, flags=re.MULTILINE)
+    for table, kind in zip(tables, ["", "report_", "dev_"], strict=True):
+        lines = config["DEFAULT"][f"{kind}requirements"].replace("\\", " ").split()
+        needed = [re.match(r"[\w-]+", line)[0] for line in lines]
+        rows = re.findall(r"^\| *(\w[\w, -]*?) *\| *\w", table, re.MULTILINE)
+        told = [name for row in rows for name in row.split(", ") if name != "dependency"]
+        assert sorted(told) == sorted(needed)
 
 
 # ---- in a browser, from file://, without a network
@@ -367,6 +484,17 @@ def test_wide_code_and_tables_scroll_inside_their_box(visit, site):
     page = visit.open(site / "nbs/ribs.html")
     inside = "e => e.scrollWidth > e.clientWidth && e.getBoundingClientRect().right <= innerWidth"
     assert any(e.evaluate(inside) for e in page.locator("pre").all())
+
+
+def test_cells_of_a_table_keep_apart_and_the_first_column_stands_at_the_margin(visit, site):
+    page = visit.open(site / "nbs/ribs.html")
+    text = """e => { const r = document.createRange(); r.selectNodeContents(e);
+        const b = r.getBoundingClientRect(); return [b.left, b.right]; }"""
+    table = page.locator("table", has_text="who")
+    for row in ("th", "td"):
+        part, cases, who = [cell.evaluate(text) for cell in table.locator(row).all()]
+        assert part[1] + 8 <= cases[0] and cases[1] + 8 <= who[0]
+        assert abs(part[0] - table.evaluate("e => e.getBoundingClientRect().left")) < 1
 
 
 def test_pages_can_be_read_without_scripts(browser, site):
