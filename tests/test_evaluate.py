@@ -83,6 +83,19 @@ def test_nothing_kept_is_used_for_another_model(run, monkeypatch):
     assert len(calls) == 3
 
 
+@pytest.mark.parametrize("module", ["isolate", "predict", "slices", "unet", "volume"])
+def test_nothing_kept_is_used_for_another_method(run, monkeypatch, tmp_path, module):
+    package = shutil.copytree(Path(under_test.__file__).parent, tmp_path / "package")
+    monkeypatch.setattr(under_test, "files", lambda _: package)
+    evaluate(run, run.parent / "store")
+    with (package / f"{module}.py").open("a") as f:
+        f.write("# changed\n")
+    calls = counting(monkeypatch)
+    evaluate(run, run.parent / "store")
+    evaluate(run, run.parent / "store")
+    assert len(calls) == 3
+
+
 def test_a_kept_file_that_was_cut_short_is_made_again(run, monkeypatch):
     evaluate(run, run.parent / "store")
     kept = run / "evaluation" / "predictions" / "Case_001.npz"
