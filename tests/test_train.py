@@ -1,5 +1,7 @@
 "Training and prediction from end to end, on phantoms: what is promised when things go wrong."
 
+import math
+import shutil
 from pathlib import Path
 from unittest.mock import patch
 
@@ -9,12 +11,13 @@ import torch
 from safetensors.torch import load_file
 
 from lungseg import train as training
-from lungseg.cohort import build_store, find_cases
+from lungseg.cohort import Store, build_store, find_cases
 from lungseg.core import CohortError, ModelError, read_json
+from lungseg.losses import CombinedLoss
 from lungseg.phantom import LABELS, draw_phantom
 from lungseg.predict import load_model, postprocess, predict_probs, segment
 from lungseg.slices import Augmentation, Preparation, SliceDataset, augment, generator
-from lungseg.train import Fit, Net, Recipe, load_recipe, read_history, train
+from lungseg.train import Fit, Net, Recipe, load_recipe, read_history, train, validate
 from lungseg.volume import Volume
 
 TINY = Recipe(
@@ -117,6 +120,68 @@ def test_a_damaged_checkpoint_is_one_clear_error(store, split, tmp_path):
     with pytest.raises(ModelError, match="cannot be read"):
         train(store, split, TINY, tmp_path / "run")
     train(store, split, TINY, tmp_path / "run", resume=False)
+
+
+def changed(store: Store, folder: Path, case: str, array: str, to) -> Store:
+    "A copy of a store with one array of one case made into another."
+    shutil.copytree(store.path, folder)
+    path = folder / case / f"{array}.npy"
+    np.save(path, to(np.load(path)))
+    return Store(folder)
+
+
+@pytest.mark.parametrize("part", ["train", "validation"])
+@pytest.mark.parametrize(("array", "to"), [("hu", lambda hu: hu + np.int16(1)), ("mask", np.logical_not)])
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_on_other_data_under_the_same_names_is_refused(
+    store, split, calm, tmp_path, part, array, to, finished
+):
+    (case,) = split[part]
+    run = shutil.copytree(calm, tmp_path / "run")
+    if not finished:
+        (run / "run.json").unlink()
+    other = changed(store, tmp_path / "other", case, array, to)
+    expected = rf"other data \({case}\); start anew in another folder, or with resume=False"
+    with pytest.raises(ModelError, match=expected):
+        train(other, split, TINY, run)
+    assert same_weights(train(store, split, TINY, run), calm)
+
+
+def test_another_test_case_does_not_matter_and_a_new_start_takes_the_new_data(store, split, calm, tmp_path):
+    run = shutil.copytree(calm, tmp_path / "run")
+    untouched = changed(store, tmp_path / "untouched", split["test"][0], "mask", np.logical_not)
+    train(untouched, split, TINY, run)
+    other = changed(store, tmp_path / "other", split["train"][0], "mask", np.logical_not)
+    train(other, split, TINY, run, resume=False)
+    assert not same_weights(run, calm)
+    train(other, split, TINY, run)
+
+
+def test_a_run_that_does_not_say_what_it_learnt_from_is_refused(store, split, calm, tmp_path):
+    run = shutil.copytree(calm, tmp_path / "run")
+    (run / "data.json").unlink()
+    with pytest.raises(ModelError, match="other data"):
+        train(store, split, TINY, run)
+
+
+def test_validation_without_lung_still_leaves_a_model(store, split, tmp_path):
+    "Nothing drawn and nothing found has no Dice: other cases count; without any, the last weights are kept."
+    empty, full = split["validation"][0], split["test"][0]
+    other = changed(store, tmp_path / "store", empty, "mask", np.zeros_like)
+
+    class Nothing(torch.nn.Conv2d):
+        def forward(self, images):
+            return super().forward(images) * 0 - 5
+
+    def score(names):
+        return validate(Nothing(1, 1, 1), SliceDataset(other, names, TINY.prepare), CombinedLoss(0.5))
+
+    assert math.isnan(score([empty])["dice"]) and score([empty])["accuracy"] == 1
+    assert score([empty, full])["dice"] == 0
+    nothing = {"loss": 0.1, "dice": math.nan, "accuracy": 1.0}
+    with patch.object(training, "validate", lambda *_: nothing):
+        run = train(other, split, TINY, tmp_path / "run")
+    assert load_model(run).about["epoch"] == "3"
 
 
 def test_the_test_patients_are_never_opened(store, split, tmp_path):
