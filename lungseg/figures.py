@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['REFERENCE', 'PREDICTION', 'METHOD_COLOUR', 'SPLIT_COLOUR', 'HOUSE', 'LUNG_WINDOW', 'training_curves', 'histograms',
            'box_plots', 'network_against_threshold', 'dice_along_lungs', 'heatmaps', 'accuracy_against_dice', 'Panel',
-           'slice_panels', 'picked_panels', 'hu_counts', 'hu_histograms', 'case_panels', 'lung_shares']
+           'slice_panels', 'picked_panels', 'patient_in_words', 'by_tenths', 'hu_counts', 'hu_histograms',
+           'case_panels', 'lung_shares']
 
 # %% ../nbs/15_figures.ipynb #93364063
 from collections.abc import Callable, Iterable
@@ -25,7 +26,7 @@ from .cohort import Store
 from .core import InputError
 from .evaluate import METHODS, SPLITS, Evaluation, counted, known_affine
 
-# %% ../nbs/15_figures.ipynb #4128d6cb
+# %% ../nbs/15_figures.ipynb #522e62a1
 REFERENCE, PREDICTION = "#0072B2", "#E69F00"
 METHOD_COLOUR = {"network": PREDICTION, "threshold": "#666666"}
 SPLIT_COLOUR = {"train": "#999999", "validation": "#CC79A7", "test": "#009E73", "external": "#D55E00"}
@@ -339,6 +340,44 @@ def picked_panels(
             )
         )
     return panels
+
+# %% ../nbs/15_figures.ipynb #7460a8b3
+def patient_in_words(
+    evaluation: Evaluation,  # where the scores are
+    case: str,  # a patient of the part that is judged
+    which: str,  # "best" or "worst", as was asked of `pick`
+) -> str:  # Markdown
+    "The scores of one patient, beside the baseline, in a paragraph."
+    part = evaluation.judged
+    network = evaluation.part(part)
+    patients = network.patients.set_index("case")
+    patient, slices = patients.loc[case], network.slices[network.slices.case == case]
+    baseline = evaluation.part(part, "threshold").patients.set_index("case").dice.get(case, np.nan)
+    among = f"the {which} of {counted(len(patients), f'{part} patient')}"
+    words = (
+        f"**{case} is {among if len(patients) > 1 else f'the only {part} patient'}: 3-D Dice {patient.dice:.3f} "
+        f"(threshold baseline {baseline:.3f}), precision {patient.precision:.3f}, recall {patient.recall:.3f}.** "
+        f"Of its {patient.slices} slices {patient.nan_slices} hold no lung and rightly none was predicted, "
+        f"in {patient.false_positive_slices} lung was invented, and in {patient.missed_slices} it was missed."
+    )
+    if slices.dice.isna().all():
+        return words
+    low = slices.loc[slices.dice.idxmin()]
+    return f"{words} Its lowest slice Dice, {low.dice:.3f}, is in slice {low.slice}."
+
+
+def by_tenths(
+    slices: pd.DataFrame,  # one row a slice, of one patient and method
+) -> pd.DataFrame:  # one row a tenth of the lungs, from base to apex
+    "Mean scores of the slices in each tenth of the lungs."
+    inside = slices[slices.position.between(0, 1)]
+    tenth = (inside.position * 10).clip(upper=9.999).astype(int).add(1).rename("tenth")
+    means = {score: (score, "mean") for score in ("dice", "precision", "recall")}
+    return (
+        inside.groupby(tenth)
+        .agg(slices=("slice", "count"), ref_voxels=("ref_voxels", "sum"), **means)
+        .reset_index()
+    )
 
 # %% ../nbs/15_figures.ipynb #743b653a
 def hu_counts(
