@@ -8,10 +8,11 @@ import sys
 from configparser import ConfigParser
 from pathlib import Path
 from time import sleep
+from types import SimpleNamespace
 
 import pytest
 
-from lungseg.core import SiteError
+from lungseg.core import SiteError, read_json
 from lungseg.site import (
     Site,
     SiteWarning,
@@ -391,6 +392,26 @@ def test_every_notebook_is_in_the_sidebar():
     }
     entries = {e.source for top in read_site(ROOT).sidebar for e in top.walk() if e.source}
     assert found == entries
+
+
+@pytest.mark.parametrize(
+    ("report", "tags", "source"),
+    [
+        ('{"source": "phantom"}', "a table", "phantom"),
+        ('{"source": "arrays", "seconds": {}}', None, "arrays"),
+        ('{"seconds": {}}', "a table", "DICOM"),
+        (None, None, "arrays"),
+    ],
+)
+def test_report_pages_know_where_the_data_came_from(tmp_path, report, tags, source):
+    if report:
+        (tmp_path / "report.json").write_text(report)
+    for name in ("01_data", "02_methods", "06_discussion"):
+        cells = json.loads((ROOT / "nbs" / "report" / f"{name}.ipynb").read_text())["cells"]
+        [code] = [c for c in map("".join, (c["source"] for c in cells)) if '"report.json"' in c]
+        known = {"result": SimpleNamespace(run=tmp_path / "run"), "tags": tags, "read_json": read_json}
+        exec(code, known)
+        assert known["source"] == source, name
 
 
 def test_the_readme_is_the_index():
