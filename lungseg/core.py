@@ -4,16 +4,20 @@
 
 # %% auto #0
 __all__ = ['HU', 'Mask', 'Labels', 'Affine', 'T', 'LungsegError', 'InputError', 'SeriesError', 'GeometryError', 'MaskError',
-           'CohortError', 'ModelError', 'SiteError', 'Held', 'rng', 'progress', 'writing', 'write_json', 'read_json']
+           'CohortError', 'ModelError', 'SiteError', 'Held', 'rng', 'progress', 'pool', 'writing', 'write_json',
+           'read_json']
 
-# %% ../nbs/00_core.ipynb #2056a052
+# %% ../nbs/00_core.ipynb #3147ca3a
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -95,6 +99,21 @@ def progress(
     silent = os.environ.get("TQDM_DISABLE", "0") not in ("", "0")  # in a kernel, tqdm itself does not look
     return tqdm(items, desc, total, unit=unit, mininterval=seldom, dynamic_ncols=True, disable=silent)
 
+# %% ../nbs/00_core.ipynb #f0fbcb61
+@contextmanager
+def pool(
+    workers: int,  # processes
+) -> Iterator[ProcessPoolExecutor]:  # give it work with `.map` or `.submit`
+    "Worker processes that are done with when the block is; if the block fails, what has not begun is cancelled."
+    ignore = (signal.SIGINT, signal.SIG_IGN)
+    executor = ProcessPoolExecutor(workers, get_context("spawn"), initializer=signal.signal, initargs=ignore)
+    try:
+        yield executor
+    except BaseException:  # Ctrl-C is no Exception
+        executor.shutdown(wait=False, cancel_futures=True)
+        raise
+    executor.shutdown()
+
 # %% ../nbs/00_core.ipynb #ecb507ee
 @contextmanager
 def writing(
@@ -113,7 +132,7 @@ def writing(
     finally:
         beside.unlink(missing_ok=True)
 
-# %% ../nbs/00_core.ipynb #0633be9e
+# %% ../nbs/00_core.ipynb #35d2ab24
 def _plain(value: Any) -> Any:
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()

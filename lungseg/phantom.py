@@ -6,14 +6,13 @@
 __all__ = ['Number', 'TISSUE_HU', 'LABELS', 'ROIS', 'Anatomy', 'Scan', 'Finding', 'Phantom', 'draw_phantom', 'write_phantom',
            'write_series', 'write_rtstruct', 'write_cohort']
 
-# %% ../nbs/01_phantom.ipynb #262b3886
+# %% ../nbs/01_phantom.ipynb #01f87593
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from hashlib import sha256
 from itertools import pairwise
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, RTStructure
 from scipy import fft, ndimage
 from scipy.interpolate import PchipInterpolator
 
-from .core import HU, Affine, InputError, Labels, progress, rng, writing
+from .core import HU, Affine, InputError, Labels, pool, progress, rng, writing
 
 Number = int | float | np.floating
 
@@ -1553,7 +1552,7 @@ def write_rtstruct(
         )
     return _save(ds, path)
 
-# %% ../nbs/01_phantom.ipynb #48d1d810
+# %% ../nbs/01_phantom.ipynb #bca74b52
 _COHORT = (
     (Anatomy("F", 58, -0.1, 0.95, height_cm=165), {}, ()),
     (Anatomy("M", 67, 0.2, 0.95, height_cm=176), {}, (Finding("tumour", "left", 38, (0.65, 0.55, 0.65)),)),
@@ -1634,8 +1633,8 @@ def write_cohort(
         for job in progress(work, "Drawing phantoms", unit="case"):
             _write_case(*job)
         return out
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        jobs = [pool.submit(_write_case, *job) for job in work]
+    with pool(workers) as executor:
+        jobs = [executor.submit(_write_case, *job) for job in work]
         for job in progress(as_completed(jobs), "Drawing phantoms", unit="case", total=cases):
             job.result()
     return out
