@@ -299,7 +299,7 @@ def _plain_tag(value: Any) -> str | float | None:
         return None
     return float(value) if isinstance(value, int | float) else str(value)
 
-# %% ../nbs/04_volume.ipynb #a1c38dd5
+# %% ../nbs/04_volume.ipynb #be78267b
 _SYNTAX = {
     (True, True): ImplicitVRLittleEndian,
     (False, True): ExplicitVRLittleEndian,
@@ -348,9 +348,8 @@ def read_pixels(
         try:
             ds = header.source if isinstance(header.source, Dataset) else dcmread(header.source)
             stored = ds.pixel_array
-        except Exception as e:  # decoders raise whatever they like; the file's name must reach the user
-            reason = " ".join(str(e).split())
-            raise SeriesError(f"{header.name}: its pixels cannot be decoded ({reason})") from None
+        except Exception as e:  # decoders raise whatever they like, and may quote the header
+            raise SeriesError(f"{header.name}: its pixels cannot be decoded ({type(e).__name__})") from None
     if stored.shape != header.shape:
         raise SeriesError(f"{header.name}: pixels of shape {stored.shape}, expected {header.shape}")
     return hounsfield(stored, header.slope, header.intercept)
@@ -467,7 +466,7 @@ def volume_from_slices(
     "Stack datasets that are in memory already. Raises like `regular_grid` and `slice_header`."
     return stacked([slice_header(ds, f"slice {i}") for i, ds in enumerate(slices)])
 
-# %% ../nbs/04_volume.ipynb #0d220327
+# %% ../nbs/04_volume.ipynb #60de8f55
 def _ct_headers(
     files: Sequence[Path],  # DICOM files of any kind
 ) -> dict[str, list[SliceHeader]]:  # by `SeriesInstanceUID`
@@ -492,16 +491,17 @@ def _chosen(
 ) -> list[SliceHeader]:
     "The one series, or the one asked for."
     uids = sorted(found)
-    listed = "; ".join(f"{i}: {uid} ({len(found[uid])} slices)" for i, uid in enumerate(uids, 1))
+    listed = "; ".join(f"{i}: {len(found[uid])} slices" for i, uid in enumerate(uids, 1))
     if series is None and len(uids) == 1:
         return found[uids[0]]
     if series is None:
-        raise SeriesError(f"{len(uids)} CT series, expected one; choose by number or UID: {listed}")
+        raise SeriesError(f"{len(uids)} CT series, expected one; choose by number: {listed}")
     if isinstance(series, int) and 1 <= series <= len(uids):
         return found[uids[series - 1]]
     if str(series) in found:
         return found[str(series)]
-    raise SeriesError(f"no CT series {series}; there are {listed}")
+    asked = series if isinstance(series, int) else "of this UID"
+    raise SeriesError(f"no CT series {asked}; there are {listed}")
 
 
 def read_volume(

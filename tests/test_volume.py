@@ -1,22 +1,26 @@
 """Volumes against outside judges: SimpleITK, nibabel, and real CT where it is at hand."""
 
+import re
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-from pydicom import Dataset
+from pydicom import Dataset, dcmread
 
 from lungseg.core import GeometryError, InputError, LungsegError, SeriesError
+from lungseg.phantom import write_series
 from lungseg.volume import (
     SliceHeader,
     Volume,
     crop,
     lps_axes,
     oriented,
+    read_pixels,
     read_volume,
     regular_grid,
     resample,
+    slice_header,
     write_nifti,
 )
 
@@ -79,11 +83,30 @@ def test_a_clinical_series_loads_as_simpleitk_loads_it():
 
 def test_two_kernels_in_one_folder_are_named_and_one_can_be_chosen():
     folder = shared("lungdx-a0002")
-    with pytest.raises(SeriesError, match=r"2 CT series, expected one.*\(\d+ slices\); 2: ") as raised:
+    with pytest.raises(SeriesError, match=r"2 CT series, expected one.*1: \d+ slices; 2: ") as raised:
         read_volume(folder)
     assert "\n" not in str(raised.value)
     shapes = {read_volume(folder, series=n).shape[0] for n in (1, 2)}
     assert shapes == {6, 30}
+
+
+def test_messages_name_no_uid_and_quote_no_header(tmp_path, monkeypatch):
+    for z in ([0, 2, 4], [0, 2]):
+        write_series(tmp_path / "ct", z_mm=z)
+    with pytest.raises(SeriesError) as raised:
+        read_volume(tmp_path / "ct")
+    assert re.search(r"1: [23] slices; 2: [23] slices$", str(raised.value))
+    with pytest.raises(SeriesError, match="of this UID") as raised:
+        read_volume(tmp_path / "ct", series="1.2.826.0.1.99")
+    assert "1.2.826" not in str(raised.value)
+
+    def refuse(ds):
+        raise RuntimeError(f"cannot decode {ds.PatientID}")
+
+    header = slice_header(dcmread(next((tmp_path / "ct").iterdir())), "slice 0")
+    monkeypatch.setattr(Dataset, "pixel_array", property(refuse))
+    with pytest.raises(SeriesError, match=r"^slice 0: its pixels cannot be decoded \(RuntimeError\)$"):
+        read_pixels(header)
 
 
 def test_gantry_tilt_and_uneven_steps_are_refused():
