@@ -7,7 +7,7 @@ __all__ = ['TABLES', 'BASIC', 'OPTIONS', 'RESEARCH', 'OBJECTS', 'Rule', 'load_ta
            'resolve', 'decide', 'Key', 'patient_of', 'read_secret', 'shift_date', 'cap_age', 'clean_text',
            'deidentify_dataset', 'why_held', 'Deidentified', 'deidentify']
 
-# %% ../nbs/03_deidentify.ipynb #2f6c79c5
+# %% ../nbs/03_deidentify.ipynb #65ce8746
 import csv
 import hmac
 import os
@@ -15,14 +15,13 @@ import re
 import secrets
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from functools import lru_cache, partial
 from hashlib import sha256
 from importlib.resources import files
-from multiprocessing import get_context
+from io import BytesIO
 from pathlib import Path
 
 from pydicom import Dataset, dcmread
@@ -36,10 +35,10 @@ from pydicom.filewriter import write_dataset
 from pydicom.tag import Tag
 
 import lungseg
-from .core import Held, InputError, progress, writing
+from .core import Held, InputError, pool, progress, writing
 from .dicom import GEOMETRY, group_series, read_headers
 
-# %% ../nbs/03_deidentify.ipynb #caf2cf3b
+# %% ../nbs/03_deidentify.ipynb #c6c636f5
 TABLES = files("lungseg") / "tables"
 
 
@@ -63,7 +62,7 @@ def load_table() -> dict[str, Rule]:  # by tag, eight hexadecimal digits; `50xxx
         for r in rows
     }
 
-# %% ../nbs/03_deidentify.ipynb #5b8bf13f
+# %% ../nbs/03_deidentify.ipynb #436eea02
 @dataclass(frozen=True)
 class Option:
     "One option of PS3.15 Annex E.3."
@@ -149,7 +148,7 @@ def resolve(
             return letter
     return "D"
 
-# %% ../nbs/03_deidentify.ipynb #00b312c5
+# %% ../nbs/03_deidentify.ipynb #eeac8abb
 _MOMENT = {"full_dates": "K", "modified_dates": "C"}
 _UNLISTED = {
     **{vr: Rule("", "D", _MOMENT) for vr in ("DA", "TM", "DT")},
@@ -271,7 +270,7 @@ def read_secret(
         raise InputError(f"{path.name}: expected a secret of at least 16 bytes, found {len(secret)}")
     return secret
 
-# %% ../nbs/03_deidentify.ipynb #8d113c46
+# %% ../nbs/03_deidentify.ipynb #dfc671e0
 def shift_date(
     value: str,  # DA or DT
     days: int,  # into the past
@@ -299,7 +298,7 @@ def cap_age(
     years = int(found[1]) * {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1}[found[2]]
     return "090Y" if years >= 90 else found[0]
 
-# %% ../nbs/03_deidentify.ipynb #c0ee8d7e
+# %% ../nbs/03_deidentify.ipynb #95cefc6d
 _TOKEN = re.compile(r"[wW]/[oO](?![^\W_])|\d+(?:[\s./_:,\-]+\d+)*[^\W\d_]*\d*|[^\W\d_][^\W_]*")
 _HARMLESS = re.compile(
     r"\d{1,3}(\.\d{1,2})?(mm|cm|ml|s|kv|kvp|ma|mas|hu|y)?|[bdhijqstu][a-z]?\d{2}[fhsm]?", re.IGNORECASE
@@ -329,7 +328,7 @@ def clean_text(
         end = token.end()
     return "".join(kept).strip()
 
-# %% ../nbs/03_deidentify.ipynb #b38aeb01
+# %% ../nbs/03_deidentify.ipynb #2a1173ad
 _DUMMY = {
     **{
         "AE": "ANONYMOUS",
@@ -489,7 +488,7 @@ def _walk_clean(
     else:
         _dummy(ds, tag, vr, task)
 
-# %% ../nbs/03_deidentify.ipynb #cda28816
+# %% ../nbs/03_deidentify.ipynb #ecb71587
 @lru_cache
 def _codes(
     keep: tuple[str, ...],
@@ -582,7 +581,7 @@ def deidentify_dataset(
     with disable_value_validation():  # a warning would print the value it is about
         return _apply(deepcopy(ds), Key(secret), patient_of(ds), check_options(keep))
 
-# %% ../nbs/03_deidentify.ipynb #4945ea02
+# %% ../nbs/03_deidentify.ipynb #fdef95da
 def why_held(
     ds: Dataset,  # with its pixels
 ) -> str:  # one line, empty if the file may pass
@@ -610,7 +609,7 @@ def why_held(
             return "PixelData: cut short"
     return ""
 
-# %% ../nbs/03_deidentify.ipynb #8054d428
+# %% ../nbs/03_deidentify.ipynb #f4445ce0
 @dataclass(frozen=True)
 class Deidentified:
     "What became of a folder."
@@ -684,6 +683,16 @@ def _plan(
     return jobs, held, names
 
 
+def _write_if_new(
+    path: Path,
+    content: bytes,
+) -> None:
+    "Write a file, unless it holds just this already: what depends on it need not be made again."
+    if not path.is_file() or path.read_bytes() != content:
+        with writing(path) as beside:
+            beside.write_bytes(content)
+
+
 def _deidentify_file(
     job: _Job,
     key: Key,
@@ -696,8 +705,9 @@ def _deidentify_file(
             reason = why_held(ds)
             if not reason:
                 _apply(ds, key, job.patient, keep)
-                with writing(job.target) as beside:
-                    ds.save_as(beside, enforce_file_format=True)
+                encoded = BytesIO()
+                ds.save_as(encoded, enforce_file_format=True)
+                _write_if_new(job.target, encoded.getvalue())
         except OSError as e:
             if e.filename is None or Path(e.filename) != job.source:
                 raise
@@ -720,8 +730,39 @@ def _each(
     if workers <= 1:
         yield from map(work, jobs)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(work, jobs, chunksize=16)
+    with pool(workers) as executor:
+        yield from executor.map(work, jobs, chunksize=16)
+
+
+_OUTPUT = re.compile(rf"Case_\d+/({'|'.join(_MODALITIES)}|OTHER)_\d+/\d+\.dcm")
+
+
+def _is_ours(
+    path: Path,  # a file below `dst`
+    dst: Path,
+) -> bool:
+    "Whether a file is an output: at an output's place, reached without a link, and saying so in its header."
+    place = path.relative_to(dst).as_posix()
+    if not _OUTPUT.fullmatch(place) or path.resolve() != dst.resolve() / place:
+        return False
+    try:
+        ds = dcmread(path, stop_before_pixels=True, specific_tags=["DeidentificationMethod"])
+        return "lungseg " in str(ds.get("DeidentificationMethod"))
+    except Exception:  # whatever a file that is not ours provokes in the parser
+        return False
+
+
+def _remove_stale(
+    dst: Path,
+    targets: set[Path],  # the outputs of this run
+) -> None:
+    "Remove outputs of earlier runs whose source is gone, and folders that this leaves empty; nothing else."
+    stale = [p for p in dst.glob("Case_*/*_*/*.dcm") if p not in targets and _is_ours(p, dst)]
+    for path in stale:
+        path.unlink()
+    for folder in sorted({f for p in stale for f in (p.parent, p.parent.parent)}, reverse=True):
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def deidentify(
@@ -736,6 +777,8 @@ def deidentify(
     workers: int = 1,  # processes; the files are the same for any number
 ) -> Deidentified:
     """De-identify a folder of DICOM files by PS3.15's Basic Profile with options.
+
+    A second run leaves files that would be the same as they are, and removes outputs whose source is gone.
 
     Raises `InputError` if a folder, the secret or an option is not usable, or if no DICOM file is found.
     """
@@ -752,4 +795,5 @@ def deidentify(
     reasons = list(progress(_each(jobs, key, keep, workers), "De-identifying", unit="file", total=len(jobs)))
     done = [(job.source, job.target) for job, reason in zip(jobs, reasons, strict=True) if reason is None]
     held += [reason for reason in reasons if reason is not None]
+    _remove_stale(dst, {target for _, target in done})
     return Deidentified(done, sorted(held, key=lambda h: h.item), names)

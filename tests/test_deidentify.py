@@ -1,6 +1,7 @@
 "De-identification: the table, the walk, the folder; on phantoms, on pydicom's odd files and on real series."
 
 import json
+import shutil
 import subprocess
 from datetime import datetime
 from hashlib import sha256
@@ -268,6 +269,32 @@ def test_the_input_is_not_touched_and_a_second_run_is_equal(cohort, tmp_path):
     deidentify(cohort, tmp_path / "b", secret=tmp_path / "secret", workers=2)
     assert digests(cohort) == before
     assert digests(tmp_path / "a") == digests(tmp_path / "b") != {}
+
+
+def test_a_second_run_writes_only_what_changed_and_forgets_who_is_gone(cohort, tmp_path):
+    data, out = Path(shutil.copytree(cohort, tmp_path / "in")), tmp_path / "out"
+    files = [target for _, target in deidentify(data, out, secret=SECRET).files]
+    times = [f.stat().st_mtime_ns for f in files]
+    deidentify(data, out, secret=SECRET, workers=2)
+    assert [f.stat().st_mtime_ns for f in files] == times
+    deidentify(data, out, secret=SECRET, keep=())
+    assert all(f.stat().st_mtime_ns > t for f, t in zip(files, times, strict=True))
+
+    foreign = dcmread(next(data.rglob("000000.dcm")))
+    (out / "Case_007" / "CT_1").mkdir(parents=True)
+    (out / "mine").mkdir()
+    foreign.save_as(out / "Case_007" / "CT_1" / "000001.dcm")  # in our layout, but not our work
+    shutil.copyfile(files[0], out / "mine" / "000001.dcm")  # our work, but not in our layout
+    shutil.copyfile(files[0], out / "Case_000" / "CT_1" / "copy.dcm")
+    (out / "Case_008").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    shutil.copytree(out / "Case_000", tmp_path / "elsewhere")
+    shutil.rmtree(data / f"{PLANTED}^Patient1")
+    kept = {target for _, target in deidentify(data, out, secret=SECRET).files}
+    others = {"Case_007/CT_1/000001.dcm", "mine/000001.dcm", "Case_000/CT_1/copy.dcm"}
+    left = {p for p in out.rglob("*.dcm") if not p.is_relative_to(out / "Case_008")}
+    assert left == kept | {out / o for o in others}
+    assert not (out / "Case_001").exists()
+    assert len(list((tmp_path / "elsewhere").rglob("*.dcm"))) == 8
 
 
 @pytest.mark.parametrize(
