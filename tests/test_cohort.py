@@ -7,8 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lungseg.cohort import Store, build_store, class_balance, find_cases, relocate, split_patients
+from lungseg.cohort import (
+    Store,
+    build_store,
+    class_balance,
+    find_cases,
+    new_names,
+    relocate,
+    split_patients,
+)
 from lungseg.core import CohortError, InputError
+from lungseg.deidentify import deidentify
 from lungseg.phantom import write_cohort
 from lungseg.volume import read_volume
 
@@ -37,11 +46,10 @@ def test_every_mask_of_a_coursework_lies_right_whatever_its_axes(cohort, tmp_pat
 
 
 def test_deidentified_files_make_the_same_arrays(cohort, tmp_path):
-    deidentify = pytest.importorskip("lungseg.deidentify").deidentify
     found = find_cases(cohort)
     done = deidentify(cohort, tmp_path / "out", secret=tmp_path / "out.secret")
     moved = relocate(found, dict(done.files))
-    assert [c.name for c in moved.cases] == [c.name for c in found.cases]
+    assert [c.name for c in moved.cases] == [f"Case_{i:03d}" for i in range(6)]
     assert all(str(tmp_path / "out") in str(f) for c in moved.cases for f in c.image)
     assert {c.patient for c in moved.cases}.isdisjoint(c.patient for c in found.cases)
     before, after = build_store(found, tmp_path / "a"), build_store(moved, tmp_path / "b")
@@ -49,6 +57,44 @@ def test_deidentified_files_make_the_same_arrays(cohort, tmp_path):
         assert np.array_equal(before.case(name).hu, after.case(name).hu)
         assert np.array_equal(before.case(name).mask, after.case(name).mask)
         assert before.case(name).meta["PatientSex"] == after.case(name).meta["PatientSex"]
+
+
+def test_no_name_of_the_original_files_reaches_the_store(cohort, tmp_path):
+    data = Path(shutil.copytree(cohort, tmp_path / "data"))
+    for i in range(6):
+        (data / "Images" / f"Case_{i:03d}").rename(data / "Images" / f"DOE_{i}_1951")
+        mask = data / "Segmentations" / f"Case_{i:03d}_seg.npz"
+        mask.rename(mask.with_name(f"DOE_{i}_1951_seg.npz"))
+    np.savez(data / "Segmentations" / "DOE_1_1951_seg.npz", masks=np.ones((3, 4, 5), np.uint8))
+    torn = sorted((data / "Images" / "DOE_2_1951").iterdir())[0]
+    found = find_cases(data)
+    done = deidentify(data, tmp_path / "out", secret=tmp_path / "out.secret")
+    moved = {source: target for source, target in done.files if source != torn}
+    assert new_names(found, moved) == {f"DOE_{i}_1951": f"Case_{i:03d}" for i in range(6)}
+    store = build_store(relocate(found, moved), tmp_path / "store")
+    assert store.names == ["Case_000", "Case_003", "Case_004", "Case_005"]
+    assert [h.item for h in store.held] == ["Case_002", "Case_001"]
+    assert "its mask: shape (3, 4, 5)" in store.held[1].reason
+    for path in (tmp_path / "store").rglob("*"):
+        assert "DOE" not in path.name
+        assert path.suffix != ".json" or "DOE" not in path.read_text()
+
+
+def test_what_is_deidentified_twice_is_stored_once(cohort, tmp_path):
+    def stored() -> dict[str, int]:
+        done = deidentify(cohort, tmp_path / "out", secret=tmp_path / "out.secret")
+        store = build_store(relocate(find_cases(cohort), dict(done.files)), tmp_path / "store")
+        return {n: (store.path / n / "hu.npy").stat().st_mtime_ns for n in store.names}
+
+    assert stored() == stored()
+
+
+def test_an_unreadable_file_without_a_suffix_is_listed_and_notes_are_not(cohort, tmp_path):
+    data = Path(shutil.copytree(cohort, tmp_path / "data"))
+    (data / "Images" / "IM0001").write_bytes(b"\0" * 128 + b"DICM and then nothing that makes sense")
+    for note in ("README", "patients.csv", ".hidden", "DICOMDIR"):
+        (data / note).write_text("a note")
+    assert [h.item for h in find_cases(data).held] == ["Images/IM0001"]
 
 
 def test_an_interrupted_build_resumes_and_leaves_nothing_half_written(cohort, tmp_path, monkeypatch):
