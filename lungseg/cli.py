@@ -113,7 +113,7 @@ def _run(
             print(facts["say"])
     return 1 if held else 0
 
-# %% ../nbs/18_cli.ipynb #304629ca
+# %% ../nbs/18_cli.ipynb #24b6da20
 SUFFIXES = (".nii", ".nii.gz", ".npz")
 
 
@@ -133,7 +133,7 @@ def sources(
 
     Raises `InputError` if there is none.
     """
-    from lungseg.cohort import find_cases
+    from lungseg.cohort import find_cases, is_note
     from lungseg.dicom import case_names, list_series
 
     if not path.exists():
@@ -154,7 +154,7 @@ def sources(
     found += [Source(_stem(f.relative_to(path)), f, mask_of.get(f)) for f in files]
     if not found:
         raise InputError(f"{path.name}: expected CT as DICOM, NIfTI or npz, found {len(held)} other files")
-    return _numbered(found), [h for h in held if not _is_volume(Path(h.item))]
+    return _numbered(found), [h for h in held if not _is_volume(Path(h.item)) and not is_note(h.item)]
 
 
 def _is_volume(file: Path) -> bool:
@@ -233,7 +233,7 @@ def phantom(
         "say": f"{cases} cases of {slices} slices, {size} x {size}: {out}",
     }
 
-# %% ../nbs/18_cli.ipynb #1f2ecc4c
+# %% ../nbs/18_cli.ipynb #2b801bc6
 def identity_words(
     claims: "DataFrame",  # as `lungseg.dicom.identity_claims` makes it
 ) -> list[str]:  # one line a case that claims what is not so; keywords only, never values
@@ -276,7 +276,9 @@ def deidentify(
     source: Path,  # a tree of DICOM files; it is never changed
     out: Path,  # folder to write the de-identified tree to
     *,
-    secret: Path | None = None,  # key for pseudonyms and UIDs; made, readable by you alone, if absent
+    secret: Path
+    | None = None,  # key for pseudonyms and UIDs, else OUT.secret; made, for your eyes alone, if absent
+    replace: bool = False,  # OUT may hold other patients' files, which go
 ) -> dict:
     """Write a de-identified copy of a tree of DICOM files (PS3.15 Annex E).
 
@@ -284,9 +286,11 @@ def deidentify(
     """
     from lungseg.deidentify import deidentify as run
 
-    done = run(source, out, secret=secret)
-    say = f"{len(done.files)} files of {len(done.names)} patients de-identified, {len(done.held)} held back: {out}"
-    return {"files": len(done.files), "patients": len(done.names), "held": done.held, "say": say}
+    secret = secret or out.with_name(f"{out.name}.secret")
+    done = run(source, out, secret=secret, replace=replace)
+    say = f"{done}: {out}\nkey for pseudonyms and UIDs: {secret} (keep it, and pass it on to nobody)"
+    facts = {"files": len(done.files), "patients": len(done.names), "secret": str(secret)}
+    return facts | {"held": done.held, "say": say}
 
 # %% ../nbs/18_cli.ipynb #1d8ceb9b
 @verb
@@ -376,7 +380,7 @@ def _size(
     ml = {"ml": round(voxels * prod(volume.spacing_mm) / 1000, 1)} if volume.spacing_known else {}
     return {"voxels": voxels, **ml}
 
-# %% ../nbs/18_cli.ipynb #9116ccb6
+# %% ../nbs/18_cli.ipynb #d848923c
 @verb
 def train(
     data: Path,  # a cohort: DICOM cases with masks, or npz volumes
@@ -414,6 +418,8 @@ def evaluate(
     from lungseg.cohort import Store
     from lungseg.evaluate import evaluate as score
 
+    if not (run / "run.json").is_file():
+        raise InputError(f"{run}: expected the folder given to `lungseg train`, found no run.json in it")
     result = score(run, Store(run / "store"))
     table = result.patients.pivot_table(index=["split", "case"], columns="method", values="dice")
     return {"dice": table.reset_index().to_dict("records"), "say": f"3-D Dice per patient\n{table.round(4)}"}
@@ -434,6 +440,8 @@ def segment(
     from lungseg.predict import load_model
     from lungseg.predict import segment as lungs
 
+    if not model.exists():
+        raise InputError(f"--model {model}: expected a run or a .safetensors file, found nothing there")
     net = load_model(model)
     return _masks(source, out, format, lambda volume: lungs(net, volume), "Segmenting")
 
@@ -451,7 +459,7 @@ def step(
     yield
     timings[name] = round(perf_counter() - start, 1)
 
-# %% ../nbs/18_cli.ipynb #52c2492d
+# %% ../nbs/18_cli.ipynb #35cbbcbd
 def safe_cases(
     data: Path,  # a cohort
     work: Path,  # gets the tag table, the de-identified files and their secret
@@ -464,7 +472,7 @@ def safe_cases(
     found = find_cases(data)
     if all(_is_volume(file) for case in found.cases for file in case.image):
         return found, [], {}
-    done = deidentify(data, work / "deidentified", secret=work / "secret", workers=2)
+    done = deidentify(data, work / "deidentified", secret=work / "secret", workers=2, replace=True)
     names = new_names(found, dict(done.files))
     table, claims = (t.rename(index=names) for t in (tag_table(data), identity_claims(data)))
     with writing(work / "tags.csv") as beside:
@@ -479,7 +487,7 @@ def safe_cases(
 
 SAID = "held back before de-identification; its name may identify somebody, so only the command says it"
 
-# %% ../nbs/18_cli.ipynb #63521b66
+# %% ../nbs/18_cli.ipynb #8fe77243
 MADE = ("deidentified", "store", "run", "site")  # in a report's working folder
 
 
@@ -561,7 +569,7 @@ def report(
         run = fit(store, split, settings, work / "run")
     with step(facts, "Evaluation"):
         result = score(run, store)
-    held = [*held, *store.held]
+    held += [h for h in store.held if h.reason != SAID]
     source = "phantom" if embedded else "DICOM" if (work / "tags.csv").is_file() else "arrays"
     write_json(work / "report.json", {"source": source, "seconds": facts, "held": [asdict(h) for h in held]})
     with step(facts, "Site"):

@@ -609,7 +609,7 @@ def why_held(
             return "PixelData: cut short"
     return ""
 
-# %% ../nbs/03_deidentify.ipynb #f4445ce0
+# %% ../nbs/03_deidentify.ipynb #f0cce492
 @dataclass(frozen=True)
 class Deidentified:
     "What became of a folder."
@@ -752,6 +752,19 @@ def _is_ours(
         return False
 
 
+def _other_patients(
+    dst: Path,
+    names: dict[str, str],  # case by pseudonym, of this run
+) -> list[str]:  # folders of `dst`
+    "The case folders that hold another patient than this run would put there."
+    found = []
+    for folder in sorted(dst.glob("Case_*")):
+        ours = next((p for p in sorted(folder.glob("*_*/*.dcm")) if _is_ours(p, dst)), None)
+        if ours and names.get(str(dcmread(ours, stop_before_pixels=True).PatientID)) != folder.name:
+            found.append(folder.name)
+    return found
+
+
 def _remove_stale(
     dst: Path,
     targets: set[Path],  # the outputs of this run
@@ -775,12 +788,14 @@ def deidentify(
     | None = None,  # the project's secret or its file; None: `dst` with `.secret` added
     keep: Sequence[str] = RESEARCH,  # options of PS3.15, keys of `OPTIONS`
     workers: int = 1,  # processes; the files are the same for any number
+    replace: bool = False,  # `dst` may hold other patients' files, which go
 ) -> Deidentified:
     """De-identify a folder of DICOM files by PS3.15's Basic Profile with options.
 
     A second run leaves files that would be the same as they are, and removes outputs whose source is gone.
 
-    Raises `InputError` if a folder, the secret or an option is not usable, or if no DICOM file is found.
+    Raises `InputError` if a folder, the secret or an option is not usable, if no DICOM file is found, or if `dst`
+    holds files of patients who are not in `src` (or had another secret) and `replace` is not set.
     """
     src, dst, keep = Path(src), Path(dst), check_options(keep)
     _check_folders(src, dst)
@@ -791,6 +806,11 @@ def deidentify(
     if not jobs:
         raise InputError(
             f"{src.name}: expected DICOM files, found none that may be passed on ({len(held)} others)"
+        )
+    if not replace and (others := _other_patients(dst, names)):
+        raise InputError(
+            f"{dst.name}: holds files of other patients or of another secret in {', '.join(others)}; "
+            "expected a new folder, or to be told to replace them"
         )
     reasons = list(progress(_each(jobs, key, keep, workers), "De-identifying", unit="file", total=len(jobs)))
     done = [(job.source, job.target) for job, reason in zip(jobs, reasons, strict=True) if reason is None]

@@ -289,7 +289,9 @@ def test_a_second_run_writes_only_what_changed_and_forgets_who_is_gone(cohort, t
     (out / "Case_008").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     shutil.copytree(out / "Case_000", tmp_path / "elsewhere")
     shutil.rmtree(data / f"{PLANTED}^Patient1")
-    kept = {target for _, target in deidentify(data, out, secret=SECRET).files}
+    with pytest.raises(InputError, match="holds files of other patients"):
+        deidentify(data, out, secret=SECRET)
+    kept = {target for _, target in deidentify(data, out, secret=SECRET, replace=True).files}
     others = {"Case_007/CT_1/000001.dcm", "mine/000001.dcm", "Case_000/CT_1/copy.dcm"}
     left = {p for p in out.rglob("*.dcm") if not p.is_relative_to(out / "Case_008")}
     assert left == kept | {out / o for o in others}

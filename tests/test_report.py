@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lungseg import cli
+from lungseg.cohort import build_store, find_cases
 
 NAME = "DOE_JANE_1951"
 RECIPE = """
@@ -23,10 +24,10 @@ fit = { epochs = 3 }
 
 
 def run(*words: object) -> tuple[int, str]:
-    "Run a `lungseg` command; its exit status, and all that it printed."
+    "Run a `lungseg` command; its exit status, and what it printed: first all to stderr, then all to stdout."
     done = CliRunner().invoke(cli.app, [str(word) for word in words])
     assert done.exception is None or isinstance(done.exception, SystemExit), repr(done.exception)
-    return done.exit_code, done.output
+    return done.exit_code, done.stderr + done.stdout
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -197,18 +198,15 @@ def test_a_mask_of_another_shape_and_two_series_in_one_folder_are_held_back(coho
     np.savez(data / "Segmentations" / "Case_000_seg.npz", masks=np.zeros((5, 6, 7), np.uint8))
     for file in (cohort / "Images" / "Case_001").iterdir():
         (data / "Images" / "Case_001" / file.name).rename(data / "Images" / "Case_002" / f"more_{file.name}")
-    status, said = run("train", data, tmp_path / "run", "--recipe", tmp_path / "none.toml")
-    assert status == 2 and "none.toml" in said
-    held = {
-        h["item"]: h["reason"] for h in json.loads((tmp_path / "run/store/store.json").read_text())["held"]
-    }
+    held = {h.item: h.reason for h in build_store(find_cases(data), tmp_path / "store").held}
     assert "(5, 6, 7)" in held["Case_000"]
     assert any("2 CT series" in reason for reason in held.values())
 
 
 def test_formats_go_out_and_come_back(cohort, tmp_path):
     status, said = run("convert", cohort, tmp_path / "nifti", "--json")
-    assert status == 0, said
+    held = json.loads(said[said.index("{") :])["held"]
+    assert status == 1 and [h["item"] for h in held] == ["Segmentations_Case_005_seg"]  # it has no case
     assert (tmp_path / "nifti" / "Case_000" / "ct.nii.gz").is_file()
     status, said = run("isolate", tmp_path / "nifti" / "Case_000" / "ct.nii.gz", tmp_path / "masks", "--json")
     assert status == 0 and json.loads(said[said.index("{") :])["lungs"]["ct"]["ml"] > 1000
