@@ -9,11 +9,12 @@ __all__ = ['project_root', 'SiteWarning', 'unknown_keys', 'page_address', 'Entry
            'number', 'Page', 'render_page', 'sidebar_html', 'page_html', 'search_script', 'check_out', 'check_tools',
            'build_site', 'keep_outputs', 'readme', 'write_readme']
 
-# %% ../nbs/17_site.ipynb #1571f03d
+# %% ../nbs/17_site.ipynb #8e35d6e7
 import ast
 import base64
 import html
 import inspect
+import io
 import json
 import linecache
 import os
@@ -685,7 +686,7 @@ def _process(
             write_json(stage / "_proc" / source, changed)
     return stage / "_proc"
 
-# %% ../nbs/17_site.ipynb #527c60d0
+# %% ../nbs/17_site.ipynb #33b648bb
 _PRIVATE_LINK = re.compile(r"\[(`(?:\w+\.)*_\w+(?:\(\))?`)\]\([^)\s]*#[^)\s]*\)")
 
 
@@ -1605,15 +1606,30 @@ def build_site(
     _put(made, out)
     return out / "index.html"
 
-# %% ../nbs/17_site.ipynb #73bd19b4
+# %% ../nbs/17_site.ipynb #a30f2844
 def _light(
     output: dict,  # cleaned
     most: int,  # characters of HTML
 ) -> dict:
-    data = output.get("data", {})
-    if len("".join(data.get("text/html", ""))) <= most:
-        return output
-    return {**output, "data": {k: v for k, v in data.items() if k != "text/html"}}
+    data = dict(output.get("data", {}))
+    if len("".join(data.get("text/html", ""))) > most:
+        del data["text/html"]
+    if "image/png" in data:
+        data["image/png"] = _lighter("".join(data["image/png"]))
+    return {**output, "data": data} if data else output
+
+
+def _lighter(
+    png: str,  # base64
+) -> str:  # base64
+    "A picture at screen resolution in 64 colours: what a notebook keeps; the site has the full one."
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+    image.thumbnail((900, 900))
+    small = io.BytesIO()
+    image.quantize(64).save(small, "png", optimize=True)
+    return base64.b64encode(min(small.getvalue(), base64.b64decode(png), key=len)).decode()
 
 
 def keep_outputs(
