@@ -211,4 +211,4 @@ def test_formats_go_out_and_come_back(cohort, tmp_path):
     status, said = run("isolate", tmp_path / "nifti" / "Case_000" / "ct.nii.gz", tmp_path / "masks", "--json")
     assert status == 0 and json.loads(said[said.index("{") :])["lungs"]["ct"]["ml"] > 1000
     status, _ = run("view", tmp_path / "nifti/Case_000/ct.nii.gz", "--out", tmp_path / "view.html")
-    assert status == 0 and "data-ready" in (tmp_path / "view.html").read_text(encoding="utf-8")
+    assert status == 0 and "mountStatic(" in (tmp_path / "view.html").read_text(encoding="utf-8")
