@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from realdata import DATA, real
 
 from lungseg.cohort import (
     Store,
@@ -20,15 +21,6 @@ from lungseg.core import CohortError, InputError
 from lungseg.deidentify import deidentify
 from lungseg.phantom import write_cohort
 from lungseg.volume import read_volume
-
-SHARED = Path(__file__).parents[2] / "shared" / "data"
-
-
-def shared(name: str) -> Path:
-    path = SHARED / name
-    if not path.exists():
-        pytest.skip(f"real data {name} is not beside the project")
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +159,7 @@ def test_no_patient_is_in_two_parts_for_any_seed(cohort, tmp_path):
 
 
 def test_the_four_clinical_cases_are_a_cohort(tmp_path):
-    folder = shared("lctsc")
+    folder = real("lctsc")
     found = find_cases(folder)
     assert [c.name for c in found.cases] == [f"LCTSC-Test-S1-{n}" for n in (101, 102, 103, 104)]
     assert found.held == () and found.kind == "npz volumes with masks"
@@ -184,16 +176,16 @@ def test_the_four_clinical_cases_are_a_cohort(tmp_path):
 
 
 def test_a_folder_with_one_series_and_one_mask_needs_no_names(tmp_path):
-    found = find_cases(shared("cip-ct64"))
+    found = find_cases(real("cip-ct64"))
     assert len(found.cases) == 1 and found.cases[0].mask.name == "ct64_masks.npz"
     store = build_store(found, tmp_path / "store")
-    with np.load(SHARED / "cip-ct64" / "ct64_masks.npz") as labels:
+    with np.load(DATA / "cip-ct64" / "ct64_masks.npz") as labels:
         assert np.array_equal(store.case(store.names[0]).mask, labels["lung"] > 0)
 
 
 def test_two_kernels_in_one_case_are_held_back(tmp_path):
     for kernel in ("B40f", "B70f"):
-        for file in sorted((shared("lungdx-a0002") / kernel).iterdir())[:3]:
+        for file in sorted((real("lungdx-a0002") / kernel).iterdir())[:3]:
             (tmp_path / "Case_000").mkdir(exist_ok=True)
             shutil.copyfile(file, tmp_path / "Case_000" / f"{kernel}_{file.name}")
     with pytest.raises(CohortError, match="2 CT series"):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pydicom import Dataset, Sequence, dcmread
 from pydicom.data import get_testdata_file
 from pydicom.datadict import dictionary_VR, keyword_for_tag
+from realdata import real
 
 from lungseg.core import InputError
 from lungseg.deidentify import (
@@ -27,16 +28,8 @@ from lungseg.deidentify import (
 from lungseg.dicom import identity_claims
 from lungseg.phantom import draw_phantom, write_phantom, write_rtstruct
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
 SECRET = b"the secret of these tests"
 PLANTED = "Quirrenbach"
-
-
-def real(name: str) -> Path:
-    folder = DATA / name
-    if not folder.is_dir():
-        pytest.skip(f"shared/data/{name} is not here")
-    return folder
 
 
 @pytest.fixture(scope="module")

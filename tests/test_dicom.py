@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.data import get_testdata_file
+from realdata import real
 
 from lungseg.core import SeriesError
 from lungseg.dicom import (
@@ -23,7 +24,6 @@ from lungseg.dicom import (
 )
 from lungseg.phantom import write_series
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
 ODD = (
     "CT_small.dcm",
     "rtstruct.dcm",
@@ -33,13 +33,6 @@ ODD = (
     "image_dfl.dcm",
     "meta_missing_tsyntax.dcm",
 )
-
-
-def real(name: str) -> Path:
-    folder = DATA / name
-    if not folder.is_dir():
-        pytest.skip(f"shared/data/{name} is not here")
-    return folder
 
 
 def test_order_ignores_file_names(tmp_path):

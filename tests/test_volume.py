@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
+from realdata import real
 
 from lungseg.core import GeometryError, InputError, LungsegError, SeriesError
 from lungseg.phantom import write_series
@@ -23,15 +24,6 @@ from lungseg.volume import (
     slice_header,
     write_nifti,
 )
-
-SHARED = Path(__file__).parents[2] / "shared" / "data"
-
-
-def shared(name: str) -> Path:
-    path = SHARED / name
-    if not path.exists():
-        pytest.skip(f"real data {name} is not beside the project")
-    return path
 
 
 def assert_as_simpleitk(volume: Volume, image) -> None:
@@ -56,7 +48,7 @@ def simpleitk_series(folder: Path):
 
 
 def test_cip_ct64_is_its_labels_grid_voxel_for_voxel():
-    folder = shared("cip-ct64")
+    folder = real("cip-ct64")
     volume = read_volume(folder / "ct-64Dicom")
     with np.load(folder / "ct64_masks.npz") as labels:
         lung, spacing, origin = labels["lung"] > 0, labels["spacing_zyx"], labels["origin_xyz"]
@@ -74,7 +66,7 @@ def test_cip_ct64_is_its_labels_grid_voxel_for_voxel():
 
 
 def test_a_clinical_series_loads_as_simpleitk_loads_it():
-    folder = shared("lungdx-a0002") / "B40f"
+    folder = real("lungdx-a0002") / "B40f"
     volume = read_volume(folder)
     assert volume.shape == (30, 512, 512)
     assert np.allclose(volume.spacing_mm, (8, 0.646484375, 0.646484375))
@@ -82,7 +74,7 @@ def test_a_clinical_series_loads_as_simpleitk_loads_it():
 
 
 def test_two_kernels_in_one_folder_are_named_and_one_can_be_chosen():
-    folder = shared("lungdx-a0002")
+    folder = real("lungdx-a0002")
     with pytest.raises(SeriesError, match=r"2 CT series, expected one.*1: \d+ slices; 2: ") as raised:
         read_volume(folder)
     assert "\n" not in str(raised.value)
@@ -111,7 +103,7 @@ def test_messages_name_no_uid_and_quote_no_header(tmp_path, monkeypatch):
 
 def test_gantry_tilt_and_uneven_steps_are_refused():
     with pytest.raises(GeometryError, match="mm"):
-        read_volume(shared("dicom-robustness") / "gantry-tilt-ge")
+        read_volume(real("dicom-robustness") / "gantry-tilt-ge")
 
 
 def test_enhanced_multiframe_and_files_without_ct_are_refused_in_one_line():
@@ -121,14 +113,14 @@ def test_enhanced_multiframe_and_files_without_ct_are_refused_in_one_line():
         "dicompyler/rtss.dcm",
     ):
         with pytest.raises(LungsegError) as raised:
-            read_volume(shared("dicom-robustness") / name)
+            read_volume(real("dicom-robustness") / name)
         assert "\n" not in str(raised.value)
 
 
 def test_three_ct_slices_beside_a_segmentation_load_as_simpleitk_loads_them():
     sitk = pytest.importorskip("SimpleITK")
-    files = sorted((shared("dicom-robustness") / "dcmqi").glob("ct-3slice_*.dcm"))
-    volume = read_volume([*files, shared("dicom-robustness") / "dcmqi" / "liver_seg.dcm"])
+    files = sorted((real("dicom-robustness") / "dcmqi").glob("ct-3slice_*.dcm"))
+    volume = read_volume([*files, real("dicom-robustness") / "dcmqi" / "liver_seg.dcm"])
     places = {f: float(sitk.ReadImage(str(f)).GetOrigin()[2]) for f in files}
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames([str(f) for f in sorted(files, key=places.get)])
@@ -136,7 +128,7 @@ def test_three_ct_slices_beside_a_segmentation_load_as_simpleitk_loads_them():
 
 
 def test_non_square_pixels_keep_row_and_column_spacing_apart():
-    file = shared("dicom-robustness") / "nonsquare-acrin" / "coronal_IMG0046.dcm"
+    file = real("dicom-robustness") / "nonsquare-acrin" / "coronal_IMG0046.dcm"
     volume = read_volume(file)
     row, col = volume.spacing_mm[1:]
     assert row != col
