@@ -216,6 +216,16 @@ ALSO_ALLOWED = {
     """,
 }
 
+# Values that are words, moments or names, from which something may be struck.
+TEXT = set("AE AS CS DA DT LO LT PN SH ST TM UC UI UR UT".split())
+# The parts of a code, PS3.3 Table 8.8-1.
+CODED = set(
+    """
+    CodeValue LongCodeValue URNCodeValue CodingSchemeDesignator CodingSchemeVersion CodeMeaning
+    MappingResource ContextGroupVersion ContextGroupLocalVersion ContextGroupExtensionCreatorUID
+    """.split()
+)
+
 # Instances; other UIDs that are allowed name a standard or a kind of object.
 INSTANCES = {
     *("MultiFrameSourceSOPInstanceUID", "SOPInstanceUIDOfConcatenationSource", "ReferencedFiducialUID"),
@@ -350,37 +360,29 @@ def write_allowed(standard: Path) -> None:
 
 
 def write_types(standard: Path) -> None:
-    "Where an attribute of the table is of type 1 or 2, by object and path: elsewhere it may be absent."
-    decided = {tag for tag, (_, action) in basic_actions().items() if action not in ("X", "U", "D")}
+    """Where an attribute that may be emptied is of type 1 or 2, by object and path; elsewhere it may go.
 
-    def read(name: str) -> list[dict]:
-        return json.loads((standard / f"{name}.json").read_text())
-
-    def typed(rows: list[dict], owner: str) -> dict[str, list[tuple[str, int]]]:
-        found = defaultdict(list)
-        for r in rows:
-            path = r["path"].lower().split(":")[1:]
-            level = {"1": 1, "1C": 1, "2": 2, "2C": 2}.get(r["type"])
-            if level and path and path[-1] in decided:
-                found[r[owner]].append((path, level))
-        return found
-
-    ids = {c["name"]: c["id"] for c in read("ciods")}
-    modules, macros = (
-        typed(read("module_to_attributes"), "moduleId"),
-        typed(read("macro_to_attributes"), "macroId"),
-    )
-    uses = defaultdict(list)
-    for r in read("ciod_to_modules"):
-        uses[r["ciodId"]] += modules[r["moduleId"]]
-    for r in read("ciod_to_fg_macros"):
-        uses[r["ciodId"]] += [([top, *p], k) for p, k in macros[r["macroId"]] for top in (SHARED, PER_FRAME)]
+    These are the attributes with a compound action, and all text and UIDs that an option or the allow list
+    keeps: where an identity is struck from it, a text may lose all its words. The parts of a code are of the
+    same type in every sequence of every object, so `*` stands for those.
+    """
+    with (TABLES / "ps315.csv").open(encoding="utf-8", newline="") as f:
+        table = {r["tag"]: r for r in csv.DictReader(f) if r["tag"] not in RANGES}
+    kept = {tag for tag, r in table.items() if any(r[o] for o in OPTIONS)} | set(allowed(standard))
+    vr = {tag: dictionary_VR(int(tag, 16)) for tag in kept if keyword_for_tag(int(tag, 16))}
+    asked = {tag for tag in vr if vr[tag] in TEXT}
+    asked |= {tag for tag, r in table.items() if r["action"] not in ("X", "U", "D")}
+    there = kept | {
+        tag for tag, r in table.items() if r["action"] != "X"
+    }  # sequences that may be in an output
     types = {}
-    for iod in IODS:
-        for path, level in uses[ids[iod]]:
-            names = [keyword_for_tag(int(t, 16)) for t in path]
-            if all(names):
-                key = iod, ".".join(names)
+    for iod, paths in paths_of_objects(standard).items():
+        for path, type_ in paths:
+            level = {"1": 1, "1C": 1, "2": 2, "2C": 2}.get(type_)
+            if level and path[-1] in asked and there.issuperset(path[:-1]):
+                names = [keyword_for_tag(int(tag, 16)) for tag in path]
+                coded = len(path) > 1 and names[-1] in CODED
+                key = ("*", f"*.{names[-1]}") if coded else (iod, ".".join(names))
                 types[key] = min(level, types.get(key, level))
     together = defaultdict(list)
     for (iod, path), level in types.items():

@@ -97,3 +97,51 @@ def test_every_attribute_of_the_files_at_hand_is_named_or_allowed():
 def test_every_attribute_of_real_files_is_named_or_allowed(data):
     files = sorted(real(data).rglob("*.dcm"))
     assert unnamed(files[:: max(1, len(files) // 20)]) <= SPECTRA
+
+
+# Types
+
+TYPES = {(o, r["path"]): int(r["type"]) for r in rows("ps315_types.csv") for o in r["objects"].split("|")}
+
+
+@pytest.mark.parametrize(
+    "kind, path, expected",
+    [
+        ("CT Image", "PatientName", 2),
+        ("CT Image", "StudyInstanceUID", 1),
+        ("CT Image", "Manufacturer", 2),
+        ("Enhanced CT Image", "Manufacturer", 1),
+        ("Enhanced CT Image", "DeviceSerialNumber", 1),
+        ("RT Structure Set", "StructureSetLabel", 1),
+        ("RT Structure Set", "StructureSetROISequence.ROIName", 2),
+        ("RT Structure Set", "StructureSetROISequence.ReferencedFrameOfReferenceUID", 1),
+        ("Segmentation", "SegmentSequence.SegmentLabel", 1),
+        ("Segmentation", "ContentLabel", 1),
+        ("Secondary Capture Image", "ConversionType", 1),
+        ("Multi-frame True Color SC Image", "PatientID", 2),
+        ("*", "*.CodeMeaning", 1),
+    ],
+)
+def test_types_are_those_of_the_objects_modules(kind, path, expected):
+    assert TYPES[kind, path] == expected
+
+
+def test_types_are_kept_for_what_may_be_in_an_output():
+    removed = {
+        r["keyword"] for r in rows("ps315.csv") if r["action"] == "X" and not any(list(r.values())[3:])
+    }
+    for _, path in TYPES:
+        assert not removed & set(path.split(".")[:-1])
+
+
+def test_every_text_that_is_cleaned_has_its_types():
+    named = {path.split(".")[-1] for _, path in TYPES}
+    assert {
+        "SegmentLabel",
+        "ROIName",
+        "RTPlanLabel",
+        "SeriesInstanceUID",
+        "PatientSex",
+        "CodeMeaning",
+    } <= named
+    assert set(TYPES.values()) == {1, 2}
