@@ -242,6 +242,76 @@ CHOSEN = re.compile(
 )
 
 
+# PS3.15 Table E.3.10-1, Safe Private Attributes, read in the standard's text: (creator, group, element's
+# low byte, VR, VM, meaning). Left out are the rows that may hold more than a number or a term: those of VR
+# LT, OB, SQ and UI and of no VR (NQHeader's message and UIDs, Hologic's embedded images with what describes
+# them), and all of SC2000, raw ultrasound in objects that are not passed on. Text is left in GEMS_ACQU_01
+# 9e (a pulse sequence such as EFGRE3D), GEMS_PARM_01 27 (a pitch such as 1.375:1) and NQHeader 20 (a unit):
+# whoever retains these still has to strike identities from them.
+SAFE_PRIVATE = [
+    (
+        "Philips PET Private Group",
+        "7053",
+        "00",
+        "DS",
+        "1",
+        "SUV factor: rescaled values times this are SUVbw, g/ml",
+    ),
+    (
+        "Philips PET Private Group",
+        "7053",
+        "09",
+        "DS",
+        "1",
+        "Factor from rescaled values to activity concentration",
+    ),
+    ("ELSCINT1", "00e1", "21", "DS", "1", "DLP"),
+    ("ELSCINT1", "00e1", "50", "DS", "1", "Acquisition duration"),
+    ("ELSCINT1", "01e1", "26", "CS", "1", "Phantom type"),
+    ("ELSCINT1", "01f1", "01", "CS", "1", "Acquisition type"),
+    ("ELSCINT1", "01f1", "07", "DS", "1", "Table velocity"),
+    ("ELSCINT1", "01f1", "26", "DS", "1", "Pitch"),
+    ("ELSCINT1", "01f1", "27", "DS", "1", "Rotation time"),
+    ("GEMS_ACQU_01", "0019", "23", "DS", "1", "Table speed, mm per rotation"),
+    ("GEMS_ACQU_01", "0019", "24", "DS", "1", "Mid scan time, s"),
+    ("GEMS_ACQU_01", "0019", "27", "DS", "1", "Rotation speed (gantry period)"),
+    ("GEMS_ACQU_01", "0019", "9e", "LO", "1", "Internal pulse sequence name"),
+    ("GEMS_SERS_01", "0025", "07", "SL", "1", "Images in series"),
+    ("GEMS_PARM_01", "0043", "27", "SH", "1", "Scan pitch ratio, as n.nnn:1"),
+    ("GEMS_PARM_01", "0043", "39", "IS", "4", "B value, first of four"),
+    ("GEMS_PARM_01", "0043", "6f", "DS", "3-4", "Scanner table entry and gradient coil selected"),
+    ("GEMS_HELIOS_01", "0045", "01", "SS", "1", "Number of macro rows in detector"),
+    ("GEMS_HELIOS_01", "0045", "02", "FL", "1", "Macro width at isocentre"),
+    ("GEIIS PACS", "0903", "10", "US", "1", "Reject image flag"),
+    ("GEIIS PACS", "0903", "11", "US", "1", "Significant flag"),
+    ("GEIIS PACS", "0903", "12", "US", "1", "Confidential flag"),
+    ("Philips Imaging DD 001", "2001", "03", "FL", "1", "Diffusion b-factor"),
+    ("Philips Imaging DD 001", "2001", "04", "CS", "1", "Diffusion direction"),
+    ("Philips MR Imaging DD 001", "2005", "0d", "FL", "1", "Scale intercept"),
+    ("Philips MR Imaging DD 001", "2005", "0e", "FL", "1", "Scale slope"),
+    ("SIEMENS MR HEADER", "0019", "0c", "IS", "1", "B value"),
+    ("SIEMENS MR HEADER", "0019", "0d", "CS", "1", "Diffusion directionality"),
+    ("SIEMENS MR HEADER", "0019", "0e", "FD", "3", "Diffusion gradient direction"),
+    ("SIEMENS MR HEADER", "0019", "27", "FD", "6", "B matrix"),
+    ("NQHeader", "0099", "04", "SS", "1", "Return code"),
+    ("NQHeader", "0099", "10", "FL", "1", "MI"),
+    ("NQHeader", "0099", "20", "SH", "1", "Units"),
+    ("NQHeader", "0099", "21", "FL", "1", "ICV"),
+]
+# Volumes of the parts of a brain, elements 01 to 16 (hexadecimal) on either side.
+PARTS = """
+    cortical white matter, cortical grey matter, third ventricle, fourth ventricle, fifth ventricle,
+    lateral ventricle, inferior lateral ventricle, inferior CSF, cerebellar white matter,
+    cerebellar grey matter, hippocampus, amygdala, thalamus, caudate, putamen, pallidum,
+    ventral diencephalon, nucleus accumbens, brain stem, exterior CSF, white matter hypointensities, other
+"""
+SAFE_PRIVATE += [
+    (f"NQ{side}", group, f"{i:02x}", "FL", "1", f"{side} {part.strip()}")
+    for side, group in (("Left", "0199"), ("Right", "0299"))
+    for i, part in enumerate(PARTS.split(","), start=1)
+]
+
+
 def basic_actions() -> dict[str, tuple[str, str]]:
     "Tag to (keyword, action) of edition 2026c; where pydicom has no keyword, the source's name makes one."
     source = Path(dicomfields_2026c.__file__).read_text(encoding="utf-8")
@@ -395,6 +465,14 @@ def write_types(standard: Path) -> None:
     print(f"ps315_types.csv: {len(together)} rows")
 
 
+def write_safe_private() -> None:
+    with (TABLES / "safe_private.csv").open("w", newline="", encoding="utf-8") as f:
+        out = csv.writer(f, lineterminator="\n")
+        out.writerow(["creator", "group", "element", "vr", "vm", "meaning"])
+        out.writerows(SAFE_PRIVATE)
+    print(f"safe_private.csv: {len(SAFE_PRIVATE)} rows")
+
+
 def main() -> None:
     with TemporaryDirectory() as d:
         folder = Path(sys.argv[1] if len(sys.argv) > 1 else d)
@@ -417,6 +495,7 @@ def main() -> None:
         write_table(standard)
         write_allowed(standard)
         write_types(standard)
+        write_safe_private()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 import pydicom.data
 import pytest
 from pydicom import dcmread
-from pydicom.datadict import dictionary_VR, keyword_for_tag
+from pydicom.datadict import dictionary_VR, keyword_for_tag, private_dictionary_VR
 from realdata import real
 
 from lungseg.deidentify import TABLES
@@ -145,3 +145,28 @@ def test_every_text_that_is_cleaned_has_its_types():
         "CodeMeaning",
     } <= named
     assert set(TYPES.values()) == {1, 2}
+
+
+# Private attributes
+
+
+def test_safe_private_attributes_hold_numbers_and_terms():
+    safe = rows("safe_private.csv")
+    assert len({(r["creator"], r["group"], r["element"]) for r in safe}) == len(safe) > 70
+    for r in safe:
+        group, element = int(r["group"], 16), int(r["element"], 16)
+        assert group % 2 == 1 and len(r["group"]) == 4 and 0 <= element <= 0xFF and len(r["element"]) == 2
+        assert r["creator"] == r["creator"].strip() and 0 < len(r["creator"]) <= 64 and r["meaning"]
+        assert set(r["vm"]) <= set("0123456789-n")
+    text = {(r["creator"], r["element"]) for r in safe if r["vr"] in ("LO", "SH")}
+    assert text == {("GEMS_ACQU_01", "9e"), ("GEMS_PARM_01", "27"), ("NQHeader", "20")}
+    assert {r["vr"] for r in safe} - {"LO", "SH"} <= {"CS", "DS", "FD", "FL", "IS", "SL", "SS", "UL", "US"}
+
+
+def test_safe_private_attributes_are_no_text_in_another_vendor_list():
+    for r in rows("safe_private.csv"):
+        try:
+            vr = private_dictionary_VR(int(f"{r['group']}10{r['element']}", 16), r["creator"])
+        except KeyError:
+            continue  # pydicom does not know this vendor's element
+        assert vr == r["vr"] or {vr, r["vr"]} <= {"DS", "FD", "FL", "IS", "SL", "SS", "US"}, r
