@@ -39,7 +39,7 @@ def comments(
     signature = inspect.getsource(function).split(") ->")[0]
     return dict(re.findall(r"^    (\w+)[^#\n]*?  # (.+)$", signature, re.M))
 
-# %% ../nbs/18_cli.ipynb #c982730d
+# %% ../nbs/18_cli.ipynb #07ae2cda
 app = typer.Typer(
     help="Chest CT from DICOM to lung masks to report. For research only, not for clinical use.",
     no_args_is_help=True,
@@ -190,7 +190,7 @@ def each_volume(
         except LungsegError as e:
             held.append(Held(source.name, str(e)))
 
-# %% ../nbs/18_cli.ipynb #d4cebf84
+# %% ../nbs/18_cli.ipynb #c7ad6c56
 @contextmanager
 def new_folder(
     out: Path,  # a folder that does not exist yet, or is empty
@@ -233,42 +233,81 @@ def phantom(
         "say": f"{cases} cases of {slices} slices, {size} x {size}: {out}",
     }
 
-# %% ../nbs/18_cli.ipynb #2b801bc6
+# %% ../nbs/18_cli.ipynb #5729a03f
 def identity_words(
     claims: "DataFrame",  # as `lungseg.dicom.identity_claims` makes it
-) -> list[str]:  # one line a case that claims what is not so; keywords only, never values
-    "Which cases say that the identity was removed although it was not."
-    wrong = claims[claims["true"].eq(False)]
+) -> list[str]:  # one line for cases that hold the same; keywords only, never values
+    "Which cases say that the identity was removed although it was not, and which say nothing and hold it."
+    groups: dict[tuple, list[str]] = {}
+    for case, (claim, filled, _) in claims[["claim", "filled", "true"]].iterrows():
+        if filled:
+            groups.setdefault((claim, filled), []).append(str(case))
     return [
-        f"{case}: PatientIdentityRemoved says YES, but {', '.join(filled)} {'is' if len(filled) == 1 else 'are'} filled"
-        for case, filled in wrong["filled"].items()
+        f"{', '.join(cases)}: PatientIdentityRemoved "
+        + (f"says {claim}, but " if claim != "none" else "says nothing, and ")
+        + f"{', '.join(filled)} {'is' if len(filled) == 1 else 'are'} filled"
+        for (claim, filled), cases in groups.items()
     ]
+
+
+def _claim_columns(
+    table: "DataFrame",  # as `lungseg.dicom.tag_table` makes it
+    claims: "DataFrame",  # of the same cases
+) -> "DataFrame":
+    said = claims["true"].map({True: "yes", False: "no"}).fillna("nothing claimed")
+    return table.assign(StillFilled=claims["filled"].map(", ".join), ClaimIsTrue=said)
 
 
 @verb
 def explore(
     folder: Path,  # a tree of DICOM files
     *,
-    csv: Path | None = None,  # also write the table here
-    html: Path | None = None,  # also write the table here, as a page
+    csv: Path | None = None,  # also write the whole table here
+    html: Path | None = None,  # also write a page here that can be sorted and searched
 ) -> dict:
-    """List the CT series of a folder, their tags, and what differs between them.
+    """List the CT series of a folder, their tags, what differs between them, and whose identity is still in.
 
-    Example: lungseg explore _data/phantom --csv tags.csv
+    Example: lungseg explore _data/phantom --html tags.html
     """
-    from lungseg.dicom import differences, find_dicom, identity_claims, tag_table
+    from shutil import get_terminal_size
+    from textwrap import fill
 
-    _, held = find_dicom(folder)
-    table = tag_table(folder)
-    words = differences(table) + identity_words(identity_claims(folder))
+    from lungseg.dicom import (
+        claims_in_words,
+        constants,
+        differences,
+        explored_page,
+        gathered,
+        identity_claims,
+        in_columns,
+    )
+    from lungseg.dicom import overview, shareable_names, survey, tag_table, varying
+
+    found = survey(folder)
+    table, claims = tag_table(found), identity_claims(found)
+    words = [*differences(table), claims_in_words(claims), *identity_words(claims)]
+    names = shareable_names(found, table.index)
+    shown = _claim_columns(table, claims).rename(index=names)
     if csv:
         with writing(csv) as beside:
-            table.to_csv(beside)
+            shown.map(lambda v: "\\".join(map(str, v)) if isinstance(v, tuple) else v).to_csv(beside)
     if html:
+        told = [claims_in_words(claims), *identity_words(claims.rename(index=names))]
         with writing(html) as beside:
-            beside.write_text(table.to_html(), encoding="utf-8")
-    say = "\n".join([table.to_string(), "", *words, f"{len(held)} files are not DICOM and were passed over"])
-    return {"series": len(table), "differences": words, "not_dicom": [h.item for h in held], "say": say}
+            beside.write_text(explored_page(found, told, table=shown), encoding="utf-8")
+    same = ", ".join(f"{column} {value}" for column, value in constants(table).items())
+    apart, wide = varying(table), get_terminal_size((100, 0)).columns
+    say = [overview(found), ""]
+    say += [in_columns(apart, wide), ""] if len(apart.columns) else []
+    say += [fill(f"The same in all: {same}", max(wide, 40)), "", *words]
+    say += [f"passed over  {h}" for h in gathered(found.others)]
+    if names and (csv or html):
+        say.append(
+            f"{len(names)} names of cases say who the patient is; in what was written they are numbered"
+        )
+    facts = {"series": len(table), "overview": say[0], "differences": words}
+    facts |= {"not_dicom": [h.item for h in found.others], "held": gathered(found.held)}
+    return facts | {"say": "\n".join(say)}
 
 
 @verb
@@ -330,7 +369,7 @@ def _checked(format: str) -> str:
         raise InputError(f"--format {format}: expected {' or '.join(FORMATS)}")
     return format
 
-# %% ../nbs/18_cli.ipynb #06faf2c0
+# %% ../nbs/18_cli.ipynb #0afe5288
 @verb
 def isolate(
     source: Path,  # DICOM tree, NIfTI or npz
@@ -487,7 +526,7 @@ def safe_cases(
 
 SAID = "held back before de-identification; its name may identify somebody, so only the command says it"
 
-# %% ../nbs/18_cli.ipynb #8fe77243
+# %% ../nbs/18_cli.ipynb #d5f12e14
 MADE = ("deidentified", "store", "run", "site")  # in a report's working folder
 
 
@@ -582,7 +621,7 @@ def report(
     say = f"\n3-D Dice of the test patients\n{table.round(4).to_string()}\n\nOpen {page}"
     return {"page": str(page), "dice": table.to_dict("index"), "seconds": facts, "held": held, "say": say}
 
-# %% ../nbs/18_cli.ipynb #73fcbcf1
+# %% ../nbs/18_cli.ipynb #5961508c
 @verb
 def view(
     case: Path,  # a DICOM series, NIfTI or npz

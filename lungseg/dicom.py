@@ -6,7 +6,8 @@
 __all__ = ['GEOMETRY', 'SCANNER', 'is_dataset', 'why_not_dicom', 'find_dicom', 'slice_position', 'read_header', 'read_headers',
            'Series', 'group_series', 'list_series', 'read_series', 'case_names', 'identifying', 'still_filled',
            'Survey', 'survey', 'overview', 'gathered', 'repeats', 'tag_table', 'as_text', 'differences', 'constants',
-           'identity_claims', 'SortableTable', 'varying', 'shareable_names', 'explored_page']
+           'identity_claims', 'claims_in_words', 'SortableTable', 'varying', 'in_columns', 'shareable_names',
+           'explored_page']
 
 # %% ../nbs/02_dicom.ipynb #3ea01a55
 import re
@@ -830,7 +831,7 @@ def constants(
     texts = {c: table[c].map(as_text) for c in table.columns if c not in _KEYS}
     return {c: values.iloc[0] for c, values in texts.items() if values.nunique() == 1}
 
-# %% ../nbs/02_dicom.ipynb #e1474f4c
+# %% ../nbs/02_dicom.ipynb #b17c5d8f
 def identity_claims(
     source: Path | str | Survey,  # the root of a cohort, or what was read of it
 ) -> "DataFrame":  # one row a case: `claim`, `filled` (keywords) and `true` (None where nothing is claimed)
@@ -866,7 +867,23 @@ def identity_claims(
         .sort_index()
     )
 
-# %% ../nbs/02_dicom.ipynb #eea14f8d
+
+def claims_in_words(
+    claims: "DataFrame",  # from `identity_claims`
+) -> str:
+    "How many cases claim that identity was removed, and for how many it is true, as one sentence."
+    says = claims.claim.eq("YES").sum()
+    false = claims["true"].eq(False).sum()
+    text = f"PatientIdentityRemoved says YES in {says} of {_n(len(claims), 'case')}"
+    return text + (
+        f"; for {false} of them it is false."
+        if false
+        else "."
+        if not says
+        else "; nothing found speaks against it."
+    )
+
+# %% ../nbs/02_dicom.ipynb #2fc08994
 _STATIC = resources.files("lungseg") / "static"
 
 
@@ -881,7 +898,9 @@ class SortableTable:
         self.table, self.label = table, label
 
     def _repr_html_(self) -> str:
-        texts = {c: self.table[c].map(as_text).tolist() for c in self.table.columns}
+        texts = {
+            c: ["" if v != v or v in ("", ()) else as_text(v) for v in self.table[c]] for c in self.table
+        }
         right = {c: ' class="lst-n"' * (_span(self.table[c]) is not None) for c in texts}
         name = escape(str(self.table.index.name or ""))
         head = f'<th scope="col">{name}</th>' + "".join(
@@ -889,9 +908,7 @@ class SortableTable:
         )
         rows = [
             f'<tr><th scope="row">{escape(str(case))}</th>'
-            + "".join(
-                f"<td{right[c]}>{escape('' if t[i] == 'empty' else t[i])}</td>" for c, t in texts.items()
-            )
+            + "".join(f"<td{right[c]}>{escape(t[i])}</td>" for c, t in texts.items())
             + "</tr>"
             for i, case in enumerate(self.table.index)
         ]
@@ -915,6 +932,24 @@ def varying(
     "The part of a table that is worth reading row by row."
     same = {*constants(table), *(k for k in _KEYS if k in table and table[k].is_unique)}
     return table[[c for c in table.columns if c not in same]]
+
+# %% ../nbs/02_dicom.ipynb #3163401b
+def in_columns(
+    table: "DataFrame",  # one row a case
+    width: int = 100,  # characters that fit on a line
+) -> str:
+    "A table as plain text, its columns in blocks side by side as far as they fit."
+    cases = [str(table.index.name or ""), *map(str, table.index)]
+    cells = [[str(c), *map(as_text, table[c])] for c in table]
+    left = [case.ljust(max(map(len, cases))) for case in cases]
+    blocks, lines = [], left
+    for column in cells:
+        wide = max(map(len, column))
+        if lines is not left and len(lines[0]) + 2 + wide > width:
+            blocks.append(lines)
+            lines = left
+        lines = [f"{line}  {text.rjust(wide)}" for line, text in zip(lines, column, strict=True)]
+    return "\n\n".join("\n".join(line.rstrip() for line in block) for block in [*blocks, lines])
 
 # %% ../nbs/02_dicom.ipynb #bb8652a6
 def shareable_names(

@@ -7,9 +7,10 @@ __all__ = ['METHODS', 'SPLITS', 'MASK_MAKERS', 'lung_position', 'is_excellent', 
            'load_predictions', 'Evaluation', 'evaluate', 'known_affine', 'current_run', 'load_evaluation',
            'report_tags', 'counted', 'Interval', 'patient_interval', 'pick', 'markdown_table']
 
-# %% ../nbs/14_evaluate.ipynb #e4306286
+# %% ../nbs/14_evaluate.ipynb #6938ef98
 import json
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from hashlib import sha256
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -342,7 +344,16 @@ def load_evaluation(
     held = tuple(Held(**h) for h in summary["held"])
     return Evaluation(*tables, run, run / summary["store"], held)
 
-# %% ../nbs/14_evaluate.ipynb #b2784c38
+# %% ../nbs/14_evaluate.ipynb #64ebe649
+def _pair(
+    text: Any,  # a cell of the tag table
+) -> Any:
+    "The numbers that a cell like (0.7, 0.7) stands for, anything else as it is; nothing as an empty text."
+    if isinstance(text, str) and (found := re.fullmatch(r"\(([-+.\de, ]+)\)", text)):
+        return tuple(float(v) for v in found[1].split(",") if v.strip())
+    return text if text == text else ""
+
+
 def report_tags(
     run: Path | str,  # the run's folder
 ) -> tuple[
@@ -351,7 +362,10 @@ def report_tags(
     "The tag table and its findings that the report wrote beside the run; None and empty lists where there are none."
     beside = Path(run).parent
     tags, found = beside / "tags.csv", beside / "differences.json"
-    table = pd.read_csv(tags, index_col=0, dtype=str, keep_default_na=False) if tags.is_file() else None
+    table = None
+    if tags.is_file():
+        table = pd.read_csv(tags, index_col=0, dtype={0: str}, keep_default_na=False, na_values=[""])
+        table = table.apply(lambda column: column.map(_pair) if column.dtype.kind not in "if" else column)
     findings = read_json(found) if found.is_file() else {}
     return table, findings.get("differences", []), findings.get("identity", [])
 
@@ -413,7 +427,7 @@ def patient_interval(
     low, high = np.quantile(sums / counts, [(1 - level) / 2, (1 + level) / 2])
     return Interval(mean, float(low), float(high), n, level)
 
-# %% ../nbs/14_evaluate.ipynb #0aff8e94
+# %% ../nbs/14_evaluate.ipynb #57616118
 def pick(
     table: pd.DataFrame,  # rows of one split and method: slices or cases
     which: str,  # "best", "typical" or "worst"
