@@ -110,7 +110,7 @@ def slice_position(
             "ImageOrientationPatient, ImagePositionPatient: expected 6 and 3 numbers in every slice"
         ) from None
 
-# %% ../nbs/02_dicom.ipynb #855f3d35
+# %% ../nbs/02_dicom.ipynb #a9e155ac
 GEOMETRY = (
     "ImageOrientationPatient",
     "ImagePositionPatient",
@@ -138,7 +138,7 @@ _INSTANCE = (
     *("PatientName", "PatientID", "PatientSex", "PatientAge", "PatientBirthDate", "PatientIdentityRemoved"),
 )
 _MUST = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality")
-_MUST_TAGS = {keyword: BaseTag(tag_for_keyword(keyword)) for keyword in _MUST}
+_TAGS = {keyword: BaseTag(tag_for_keyword(keyword)) for keyword in (*_INSTANCE, "BurnedInAnnotation")}
 
 
 def _text_of(
@@ -174,7 +174,7 @@ def read_header(
     try:
         with disable_value_validation():  # a warning would print the value it is about
             ds = dcmread(path, stop_before_pixels=True, specific_tags=tags, force=True)
-            missing = [k for k, tag in _MUST_TAGS.items() if not _said(ds, tag)]
+            missing = [k for k in _MUST if not _said(ds, _TAGS[k])]
     except Exception as e:  # whatever a broken file provokes in the parser
         raise InputError(f"{path.name}: the header cannot be read ({type(e).__name__})") from None
     if missing:
@@ -194,7 +194,7 @@ def _read_all(
         item = path.relative_to(folder).as_posix()
         try:
             ds = read_header(path, keywords)
-            before = first.setdefault(_said(ds, _MUST_TAGS["SOPInstanceUID"]), item)
+            before = first.setdefault(_said(ds, _TAGS["SOPInstanceUID"]), item)
             if before != item:
                 held.append(Held(item, f"the same SOPInstanceUID as {before}"))
                 continue
@@ -219,7 +219,7 @@ def read_headers(
     headers, held = _read_all(Path(folder), paths, keywords)
     return headers, others + held
 
-# %% ../nbs/02_dicom.ipynb #296e27c5
+# %% ../nbs/02_dicom.ipynb #9df941f7
 @dataclass(frozen=True)
 class Series:
     "The files of one series; its slices are ordered along the normal, other files by path."
@@ -250,16 +250,16 @@ def group_series(
     headers: dict[Path, Dataset],  # as `read_headers` returns them
 ) -> list[Series]:  # by path of their first file
     "Group headers into series, each in order along the slice normal."
-    uid_and_modality = (_MUST_TAGS["SeriesInstanceUID"], _MUST_TAGS["Modality"])
+    uid_and_modality = (_TAGS["SeriesInstanceUID"], _TAGS["Modality"])
     groups = defaultdict(list)
     for path, ds in sorted(headers.items(), key=lambda item: item[0]):
         groups[tuple(_said(ds, tag) for tag in uid_and_modality)].append((path, ds))
     series = []
     for (uid, modality), members in groups.items():
         head = members[0][1]
-        number = str(head.get("SeriesNumber") if head.get("SeriesNumber") is not None else "")
+        number = _said(head, _TAGS["SeriesNumber"])
         files, members = zip(*sorted(members, key=lambda m: _place(*m)), strict=True)
-        number = int(number) if number.lstrip("-").isdigit() else None
+        number = int(number) if re.fullmatch("[+-]?[0-9]+", number) else None
         series.append(Series(uid, modality, number, str(head.get("SeriesDescription", "")), files, members))
     return series
 
@@ -396,16 +396,12 @@ def identifying() -> dict[int, tuple[str, str]]:  # tag to keyword and the optio
     found |= {int(row["tag"], 16): (row["keyword"], o) for row in rows if (o := _option(row)) is not None}
     return found
 
-# %% ../nbs/02_dicom.ipynb #51f51ac3
+# %% ../nbs/02_dicom.ipynb #8b8b583b
 _NOBODY = set(
     "anon anonym anonymous anonymized anonymised deidentified identified de removed redacted withheld hidden "
     "unknown none no name null na n a not available unspecified nobody patient dummy".split()
 )
 _SEQUENCES = {tag for tag, entry in DicomDictionary.items() if entry[0] == "SQ"}
-_TAG = {
-    k: BaseTag(tag_for_keyword(k))
-    for k in ("PatientID", "PatientName", "PatientBirthDate", "BurnedInAnnotation", "PatientIdentityRemoved")
-}
 
 
 def _letters(
@@ -474,7 +470,7 @@ def _look(
             if text and not _says_nobody(text, keyword):
                 if DicomDictionary.get(tag, "?")[0] != "PN" or _letters(text) != own:
                     yield path + keyword
-        elif path and tag == _TAG["PatientID"] and _letters(_text_of(element)) not in ("", own):
+        elif path and tag == _TAGS["PatientID"] and _letters(_text_of(element)) not in ("", own):
             yield f"{path}PatientID"
 
 
@@ -484,13 +480,13 @@ def still_filled(
     "Which elements of a header, at any depth, would say who or where somebody is."
     codes = {str(code.get("CodeValue")) for code in ds.get("DeidentificationMethodCodeSequence") or ()}
     excused = {_OPTIONS[code] for code in codes & set(_OPTIONS)}
-    found = list(dict.fromkeys(_look(ds, excused, _letters(_said(ds, _TAG["PatientID"])))))
-    if _said(ds, _TAG["BurnedInAnnotation"]) == "YES" and "pixels" not in excused:
+    found = list(dict.fromkeys(_look(ds, excused, _letters(_said(ds, _TAGS["PatientID"])))))
+    if _said(ds, _TAGS["BurnedInAnnotation"]) == "YES" and "pixels" not in excused:
         found.append("BurnedInAnnotation")
     return found
 
-# %% ../nbs/02_dicom.ipynb #633b2b6a
-_PATIENT_SAYS = (_TAG["PatientName"], _TAG["PatientID"], _TAG["PatientBirthDate"])
+# %% ../nbs/02_dicom.ipynb #d4bc6edb
+_PATIENT_SAYS = (_TAGS["PatientName"], _TAGS["PatientID"], _TAGS["PatientBirthDate"])
 
 
 @dataclass(frozen=True)
@@ -511,11 +507,14 @@ class Survey:
         "The series that are cases. Raises `SeriesError` if there is none."
         found = [s for s in self.series if s.modality == modality and not _is_localizer(s)]
         if not found:
-            rest = ", ".join(f"{n} {m}" for m, n in _beside(self.series))
-            rest = f"only {rest}" if rest else "none"
-            if not rest.startswith("only") and self.others:
-                rest += f" ({len(self.others)} files are not DICOM)"
-            raise SeriesError(f"{self.folder.resolve().name}: expected {modality} series, found {rest}")
+            beside = ", ".join(f"{n} {m}" for m, n in _beside(self.series))
+            rest = [
+                (self.others, "is not DICOM", "are not DICOM"),
+                (self.held, "cannot be used", "cannot be used"),
+            ]
+            told = "; ".join(f"{_n(len(h), f'file {one}', f'files {many}')}" for h, one, many in rest if h)
+            text = f"only {beside}" if beside else f"none{f' ({told})' * bool(told)}"
+            raise SeriesError(f"{self.folder.resolve().name}: expected {modality} series, found {text}")
         return found
 
     def __repr__(self) -> str:
@@ -525,7 +524,7 @@ class Survey:
 def _is_localizer(
     series: Series,
 ) -> bool:
-    return "LOCALIZER" in str(series.headers[0].get("ImageType") or "").upper()
+    return "LOCALIZER" in _said(series.headers[0], _TAGS["ImageType"]).upper()
 
 
 def _beside(
@@ -541,7 +540,7 @@ def _identities(
     words = set()
     if _letters(name) != _letters(number) and not _says_nobody(name, "PatientName"):
         words |= {w for w in re.findall(r"[^\W_]+", name.casefold()) if len(w) > 2}
-    if number and _said(ds, _TAG["PatientIdentityRemoved"]) != "YES" and not _says_nobody(number, ""):
+    if number and _said(ds, _TAGS["PatientIdentityRemoved"]) != "YES" and not _says_nobody(number, ""):
         words.add(number.casefold())
     if born and not _says_nobody(born, "PatientBirthDate"):
         words.add(born)
@@ -576,18 +575,18 @@ def _surveyed(
 ) -> Survey:
     return source if isinstance(source, Survey) else survey(source)
 
-# %% ../nbs/02_dicom.ipynb #e7d5ad7f
+# %% ../nbs/02_dicom.ipynb #a1eb0782
 def _patient(
     series: Series,
 ) -> str:
     head = series.headers[0]
-    return _said(head, _TAG["PatientID"]) or _said(head, _TAG["PatientName"])
+    return _said(head, _TAGS["PatientID"]) or _said(head, _TAGS["PatientName"])
 
 
 def _study(
     series: Series,
 ) -> str:
-    return _said(series.headers[0], _MUST_TAGS["StudyInstanceUID"])
+    return _said(series.headers[0], _TAGS["StudyInstanceUID"])
 
 
 def _n(
@@ -634,7 +633,7 @@ def gathered(
         for (where, reason), same in groups.items()
     ]
 
-# %% ../nbs/02_dicom.ipynb #ebc4c1a0
+# %% ../nbs/02_dicom.ipynb #23984a23
 _STRATA = ("PatientSex", "PatientAge", "PatientBirthDate", *SCANNER[:7])
 _PLACE = ("PatientPosition", "ImageOrientationPatient", "PixelSpacing", "SliceThickness")
 _SAME = ("Rows", "Columns", "PixelSpacing", "ImageOrientationPatient", "RescaleIntercept", "RescaleSlope")
@@ -652,6 +651,22 @@ def _plain_value(
     return float(value)
 
 
+def _value(
+    ds: Dataset,
+    keyword: str,
+) -> Any:
+    try:
+        return _plain_value(ds.get(keyword))
+    except Exception:  # pydicom leaves converting to us, and has many ways to refuse
+        return "not readable"
+
+
+def _whole(
+    value: Any,
+) -> int:  # 0 if it is no number
+    return int(value) if isinstance(value, float) else 0
+
+
 def _typical(
     series: Series,
     keyword: str,
@@ -662,13 +677,10 @@ def _typical(
         said = _said(ds, tag)
         counts[said] += 1
         first.setdefault(said, ds)
-    try:
-        values = {said: _plain_value(ds.get(keyword)) for said, ds in first.items()}
-    except (TypeError, ValueError):
-        return "not readable"
+    values = {said: _value(ds, keyword) for said, ds in first.items()}
     if keyword in _NUMBERS:
         numbers = [v for said, v in values.items() if isinstance(v, float) for _ in range(counts[said])]
-        return float(np.median(numbers)) if numbers else np.nan
+        return float(np.median(numbers)) if numbers else np.nan if "" in values else "not readable"
     return values[counts.most_common(1)[0][0]]
 
 
@@ -710,15 +722,15 @@ def _row(
 ) -> dict[str, Any]:
     head = series.headers[0]
     row = {keyword: _typical(series, keyword) for keyword in (*_STRATA, *_SAME[4:], *_PLACE)}
-    born = [_said(ds, _TAG["PatientBirthDate"]) for ds in series.headers]
+    born = [_said(ds, _TAGS["PatientBirthDate"]) for ds in series.headers]
     row["PatientBirthDate"] = "filled" if any(not _says_nobody(b, "BirthDate") for b in born) else "empty"
     row["PatientAge"] = _age(str(row["PatientAge"]))
     row |= _positions(series) | {
-        "Rows": int(head.get("Rows") or 0),
-        "Columns": int(head.get("Columns") or 0),
-        "Slices": int(head.get("NumberOfFrames") or len(series.files)),
+        "Rows": _whole(_value(head, "Rows")),
+        "Columns": _whole(_value(head, "Columns")),
+        "Slices": _whole(_value(head, "NumberOfFrames")) or len(series.files),
     }
-    uneven = [k for k in _SAME if len({str(ds.get(k)) for ds in series.headers}) > 1]
+    uneven = [k for k in _SAME if len({str(_value(ds, k)) for ds in series.headers}) > 1]
     row["DiffersBetweenSlices"] = ", ".join(uneven) or "nothing"
     row["PatientIdentityRemoved"] = _typical(series, "PatientIdentityRemoved")
     return {k: "withheld" if isinstance(v, str) and repeats(v, people) else v for k, v in row.items()}
@@ -831,7 +843,7 @@ def constants(
     texts = {c: table[c].map(as_text) for c in table.columns if c not in _KEYS}
     return {c: values.iloc[0] for c, values in texts.items() if values.nunique() == 1}
 
-# %% ../nbs/02_dicom.ipynb #b17c5d8f
+# %% ../nbs/02_dicom.ipynb #9b80d80e
 def identity_claims(
     source: Path | str | Survey,  # the root of a cohort, or what was read of it
 ) -> "DataFrame":  # one row a case: `claim`, `filled` (keywords) and `true` (None where nothing is claimed)
@@ -849,12 +861,12 @@ def identity_claims(
             beside[_study(s)].append(s)
     rows = []
     for case in cases:
-        says = {_said(ds, _TAG["PatientIdentityRemoved"]) for ds in case.headers}
+        says = {_said(ds, _TAGS["PatientIdentityRemoved"]) for ds in case.headers}
         claim = says.pop() if len(says) == 1 else "differs between slices"
         filled, broken = {}, False
         for s in (case, *beside[_study(case)]):
             for path, ds in zip(s.files, s.headers, strict=True):
-                claims = _said(ds, _TAG["PatientIdentityRemoved"]) == "YES"
+                claims = _said(ds, _TAGS["PatientIdentityRemoved"]) == "YES"
                 if found.filled[path] and (claims or s is case):
                     filled |= dict.fromkeys(found.filled[path])
                     broken |= claims
