@@ -17,16 +17,11 @@ from pydicom.datadict import dictionary_VR, keyword_for_tag
 from realdata import real
 
 from lungseg.core import InputError
-from lungseg.deidentify import (
-    RESEARCH,
-    clean_text,
-    deidentify,
-    deidentify_dataset,
-    load_table,
-    shift_date,
-)
+from lungseg.deidentify import RESEARCH, deidentify, deidentify_dataset, load_table
 from lungseg.dicom import identity_claims
+from lungseg.identity import clean_text
 from lungseg.phantom import draw_phantom, write_phantom, write_rtstruct
+from lungseg.pseudonyms import shift_date
 
 SECRET = b"the secret of these tests"
 PLANTED = "Quirrenbach"
@@ -333,7 +328,7 @@ def test_a_bad_file_is_held_without_ending_the_batch(cohort, tmp_path):
     (tmp_path / "in" / "empty").touch()
     result = deidentify(tmp_path / "in", tmp_path / "out", secret=SECRET)
     assert [s.name for s, _ in result.files] == ["good"]
-    assert {h.item for h in result.held} == {"torn", "empty"}
+    assert {result.sources[h.item].name for h in result.held} == {"torn", "empty"}
     assert len(list((tmp_path / "out").rglob("*.dcm"))) == 1
 
 
@@ -358,7 +353,7 @@ def test_odd_files_are_passed_whole_or_held_and_never_quoted(tmp_path):
 def test_real_series_keep_their_pixels_and_conform_as_before(name, tmp_path):
     result = deidentify(real(name), tmp_path / "out", secret=SECRET)
     assert result.files and not [
-        h for h in result.held if h.item.endswith(".dcm") and "same SOP" not in h.reason
+        h for h in result.held if result.sources[h.item].suffix == ".dcm" and "same SOP" not in h.reason
     ]
     for source, target in result.files:
         before, after = dcmread(source), dcmread(target)
