@@ -1,6 +1,8 @@
 "The tables of de-identification: what they name, and what they must not name."
 
 import csv
+import re
+import unicodedata
 from pathlib import Path
 
 import pydicom.data
@@ -170,3 +172,119 @@ def test_safe_private_attributes_are_no_text_in_another_vendor_list():
         except KeyError:
             continue  # pydicom does not know this vendor's element
         assert vr == r["vr"] or {vr, r["vr"]} <= {"DS", "FD", "FL", "IS", "SL", "SS", "US"}, r
+
+
+# The words that descriptions keep
+
+BLOCKS = (TABLES / "descriptor_words.txt").read_text(encoding="utf-8").split("\n\n")
+WORDS = {w for b in BLOCKS for line in b.splitlines() if not line.startswith("#") for w in line.split()}
+ASIAN = re.compile("[\u3000-\u9fff\uac00-\ud7af]+")
+
+
+def folded(text: str) -> str:
+    "Lower case without accents; signs of East Asia as they are."
+    if ASIAN.search(text):
+        return text
+    return "".join(c for c in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(c))
+
+
+def test_words_are_folded_and_stand_once_in_sorted_blocks():
+    listed = []
+    for block in BLOCKS:
+        words = [w for line in block.splitlines() if not line.startswith("#") for w in line.split()]
+        assert words == sorted(words) and block.startswith("# ")
+        listed += words
+    assert len(listed) == len(set(listed))
+    assert all(w == folded(w) and w.isalnum() for w in listed)
+
+
+DESCRIPTIONS = """
+    ThoraxRoutine  1.0  B70f | Thorax^1_ThoraxRoutine (Adult) | CT CHEST W/O CONTRAST | LUNG 1.25 MM
+    CTA CHEST W&W/O C&RECONS, NON-CORONARY | CT CHEST ABDOMEN PELVIS W IV CONTRAST | AX LUNG KERNEL
+    NLST LOW DOSE CHEST | CT Lung Screening Low Dose | LDCT annual screening | SMART PREP SERIES
+    Inspiration 0.75 B46f | INSP_B31f_360_L_COPD | HRCT Prone Inspiration 1mm | Recon 2: CHEST W/O
+    AIMI lung and nodule radiologist 5 corrected segmentation | LUNG MIP iDose 3 | Chest 3D IMR
+    WB CTAC Body | Standard WB TrueX | PET WB uncorrected | FDG PET skull base to mid-thigh | PET NAC
+    t1_vibe_fs_tra_bh | t2_trufi_obl_sag | T2W_HR_mDIXON_TSE | localizer_haste_sag | DWI_ADC
+    MRI BRAIN W + W/O CONTRAST | MRA HEAD W/ WO CONTRAST | 3-plane localizer | Dose Report
+    GTV-1 | GTVp_1 | PTV_6600 | IGTV_MIP | ITV 50% | Lungs-GTV | Lung_L | SpinalCord | Cord PRV 5mm
+    ProxBronchTree | BrachialPlexus_R | A_Aorta | V_Venacava_I | Femur_Head_L | Parotid_L | right SMG
+    Spinal canal on the same slice as bottom of sternum | recurrence (plus liver mets) | CouchInterior
+    Neoplasm, Primary | Ground glass opacity | Pleural effusion | Lymph node station 7 | Lung lobes
+    CT Thorax nativ | CT Thorax venös | MRT Abdomen mit KM | Lungenfenster | Schädel nativ | BWS sag
+    Thorax Abd pv 3.0 B30f | Nachsorge Bronchialkarzinom | CT-gesteuerte Punktion | Knöchel links
+    Scanner thoracique sans injection | TDM TAP avec injection | Médiastin 3mm | Tronc_Cerebral
+    TC TORAX SIN CONTRASTE | TAC de tórax con contraste | DECUBITO LATERAL IZQUIERDO | Embolia pulmonar
+    TC torace-addome con mdc | lesioni polmonari | Pulmão 1mm | TC TÓRAX SEM CONTRASTE | Janela pulmonar
+    CT thorax met contrast | CT Thorax zonder contrast | Longembolie | REKONSTRUKCJA PLUCNA | plucne 5.0 B50f
+    胸部CT平扫+增强 | 纵隔窗 | 胸部 単純 | 肺野条件 | 低剂量胸部CT | 흉부 CT
+"""
+
+
+def in_words(token: str) -> bool:
+    "Whether a token is a word, or signs of East Asia that are words in a row."
+    token = folded(token)
+    return token in WORDS or (
+        bool(ASIAN.fullmatch(token))
+        and any(token[:n] in WORDS and in_words(token[n:]) for n in range(1, len(token)))
+    )
+
+
+@pytest.mark.parametrize("text", [d.strip() for d in re.split(r"[|\n]", DESCRIPTIONS) if d.strip()])
+def test_words_of_real_descriptions_are_known(text):
+    text = re.sub(r"\b[A-Za-z]{1,2}\d\d[a-z]?(?![^\W_])|\d+", " ", text)  # kernels and numbers
+    text = ASIAN.sub(r" \g<0> ", text)
+    for token in re.findall(r"[^\W_]+", text):
+        parts = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[^\WA-Z_]+", unicodedata.normalize("NFC", token))
+        assert in_words(token) or all(map(in_words, parts)), token
+
+
+NAMES = """
+    smith johnson williams jones davis miller wilson moore taylor anderson thomas jackson harris martin
+    thompson garcia martinez robinson clark rodriguez lewis lee walker hall allen young hernandez king
+    wright lopez hill scott green adams baker gonzalez nelson carter mitchell perez roberts turner phillips
+    campbell parker evans edwards collins stewart sanchez morris rogers reed cook morgan bell murphy bailey
+    rivera cooper richardson cox howard ward torres peterson gray ramirez watson brooks sanders price
+    bennett wood barnes ross henderson coleman jenkins perry powell patterson hughes flores washington
+    butler simmons foster bryant russell griffin hayes myers ford hamilton graham sullivan wallace woods
+    cole west jordan owens reynolds fisher ellis harrison gibson cruz marshall ortiz gomez murray freeman
+    wells webb simpson stevens tucker porter hunter hicks crawford boyd mason morales kennedy warren dixon
+    ramos burns gordon shaw holmes rice robertson hunt black daniels palmer mills grant knight ferguson rose
+    stone hawkins dunn perkins hudson spencer gardner stephens payne pierce berry matthews arnold wagner
+    willis ray watkins olson carroll duncan snyder hart cunningham bradley lane andrews ruiz harper fox
+    riley armstrong carpenter weaver greene lawrence elliott chavez sims austin peters kelley franklin
+    lawson fields gutierrez ryan schmidt carr vasquez castillo wheeler chapman oliver montgomery richards
+    williamson johnston banks meyer bishop mccoy howell alvarez morrison hansen fernandez garza harvey
+    little burton stanley nguyen george jacobs reid fuller lynch long dean gilbert garrett romero welch
+    larson frazier burke hanson day mendoza moreno bowman medina fowler brewer hoffman carlson silva pearson
+    holland douglas fleming jensen vargas byrd davidson hopkins may terry herrera wade soto walters curtis
+    neal caldwell lowe jennings barnett graves jimenez horton shelton barrett castro sutton gregory mckinney
+    lucas miles craig chambers holt lambert fletcher watts bates hale rhodes pena beck mueller muller
+    schneider fischer weber becker schulz schulze bauer koch richter klein wolf schroeder neumann schwarz
+    zimmermann braun krueger hofmann hartmann lange schmitt werner krause meier lehmann kaiser fuchs lang
+    jung hahn vogel friedrich keller gunther frank berger winkler roth lorenz baumann franke albrecht ludwig
+    winter kraus schumacher bernard dubois durand leroy moreau laurent lefebvre michel bertrand roux
+    fournier girard bonnet dupont rousseau blanc guerin boyer garnier chevalier gauthier rossi russo ferrari
+    esposito bianchi colombo ricci marino greco bruno gallo conti costa giordano mancini rizzo lombardi
+    santos oliveira souza pereira ferreira alves lima gomes ribeiro carvalho almeida jansen bakker visser
+    smit mulder bos vos wang li zhang liu chen yang huang zhao wu zhou xu sun ma zhu hu guo he lin gao luo
+    zheng liang xie song tang feng deng cao peng zeng xiao tian dong pan yuan cai jiang yu fu shen lu jia
+    ding wei fan ye su qin kim park choi kang cho yoon jang lim han oh seo shin kwon hwang ahn moon tran
+    pham hoang phan vu dang bui ngo duong sato suzuki takahashi tanaka watanabe ito yamamoto nakamura
+    kobayashi kato yoshida yamada sasaki james john robert michael william david richard joseph charles
+    christopher daniel matthew anthony mark donald steven paul andrew joshua kenneth kevin brian timothy
+    ronald jason jeffrey jacob gary nicholas eric jonathan stephen larry justin brandon benjamin samuel
+    patrick alexander jack dennis jerry peter dale bill mary patricia jennifer linda elizabeth barbara susan
+    jessica sarah karen lisa nancy betty sandra margaret ashley emily michelle carol amanda melissa deborah
+    stephanie grace hope faith joy iris lily ruby pearl amber hans jurgen wolfgang uwe ute heinz horst klaus
+    gerhard monika ingrid renate helga jean marie pierre jacques louis nathalie isabelle giuseppe giovanni
+    antonio maria anna lucia luz jose juan carlos pedro pilar rocio dolores consuelo mercedes joao luis
+    fatima mohammed ahmed ali hassan hussein fatma mehmet priya rahul singh kumar patel khan das rao sen
+    lola luna dante logan major christian gross sophie emma olivia noah liam ben
+"""
+
+
+def test_no_common_name_is_a_word():
+    names = {n for n in NAMES.split() if n.isalpha()}
+    assert len(names) > 600
+    assert not names & WORDS
