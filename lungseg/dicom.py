@@ -771,7 +771,7 @@ def tag_table(
         ]
     return DataFrame(rows, index=Index([names[i] for i in order], name="case"))
 
-# %% ../nbs/02_dicom.ipynb #044caa3e
+# %% ../nbs/02_dicom.ipynb #952ec8fd
 _KEYS = ("Patient", "Study")  # numbers that count, and say nothing else
 
 
@@ -796,7 +796,8 @@ def _span(
     rows = [numbers(v) for v in values]
     if None in rows or {len(r) for r in rows} not in ({1}, {2}):
         return None
-    rows = [r for r in rows if all(v == v for v in r)]
+    if not (rows := [r for r in rows if all(v == v for v in r)]):
+        return None
     return f"{as_text(tuple(min(rows)))} to {as_text(tuple(max(rows)))}"
 
 
@@ -963,7 +964,7 @@ def in_columns(
         lines = [f"{line}  {text.rjust(wide)}" for line, text in zip(lines, column, strict=True)]
     return "\n\n".join("\n".join(line.rstrip() for line in block) for block in [*blocks, lines])
 
-# %% ../nbs/02_dicom.ipynb #bb8652a6
+# %% ../nbs/02_dicom.ipynb #36058abf
 def shareable_names(
     found: Survey,
     names: Iterable[str],  # of cases
@@ -981,7 +982,7 @@ def explored_page(
 ) -> str:  # HTML that stands alone
     "A page of what a cohort's headers say, sortable and searchable; it names no file and shows no identity."
     same = ", ".join(f"{escape(k)}&nbsp;{escape(v)}" for k, v in constants(table).items())
-    lines = [escape(line) for line in (*differences(table), *facts)]
+    lines, apart = [escape(line) for line in (*differences(table), *facts)], varying(table)
     reasons = Counter(re.sub(r" as .*", " as another", h.reason) for h in (*found.held, *found.others))
     left = [f"{_n(n, 'file')}: {escape(reason)}" for reason, n in reasons.most_common()]
     style = (
@@ -996,8 +997,8 @@ def explored_page(
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>CT series</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<style>{style}</style>\n</head>\n<body>\n<h1>CT series</h1>\n<p>{escape(overview(found))}</p>\n"
-        f"<h2>What differs</h2>\n{listed(lines or ['nothing'])}\n<h2>Cases</h2>\n"
-        f"{SortableTable(varying(table))._repr_html_()}\n"
+        f"<h2>What differs</h2>\n{listed(lines or ['nothing'])}\n"
+        + ("" if apart.empty else f"<h2>Cases</h2>\n{SortableTable(apart)._repr_html_()}\n")
         + (f'<p class="same">The same in all: {same}.</p>\n' if same else "")
         + (f"<h2>Left out</h2>\n{listed(left)}\n" if left else "")
         + "</body>\n</html>\n"
