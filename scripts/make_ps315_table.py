@@ -66,6 +66,14 @@ BY_HAND = {
     "SexParametersForClinicalUseCategoryCodeSequence": {"patient": "K"},
     "EthnicGroupCodeSequence": {"patient": "K"},
     "EthnicGroups": {"patient": "K"},
+    # free text about what somebody is: to be cleaned, like PatientState and SpecialNeeds
+    "SexParametersForClinicalUseCategoryComment": {"patient": "C"},
+    # names to use and pronouns stay in no option, like PatientName, their comments only cleaned as free text;
+    # codes of a diagnosis are a descriptor, like AdmittingDiagnosesCodeSequence
+    "PrincipalDiagnosisCodeSequence": {"descriptors": "C"},
+    "PrimaryDiagnosisCodeSequence": {"descriptors": "C"},
+    "SecondaryDiagnosesCodeSequence": {"descriptors": "C"},
+    "HistologicalDiagnosesCodeSequence": {"descriptors": "C"},
     # serial identities of equipment, like DeviceSerialNumber
     "HardcopyCreationDeviceID": {"device": "K"},
     "SecondaryCaptureDeviceID": {"device": "K"},
@@ -175,6 +183,9 @@ NOT_ALLOWED = {
     """,
     "free words of a person or a program, without which the object is complete": """
         SurfaceComments AlgorithmParameters FractionPattern
+    """,
+    "says why the patient came, as ReasonForRequestedProcedureCodeSequence does, which the table removes": """
+        ReasonForPerformedProcedureCodeSequence
     """,
     "sound": """
         ChannelIdentificationCode ChannelMode ChannelSourceSequence

@@ -101,6 +101,29 @@ def test_every_attribute_of_real_files_is_named_or_allowed(data):
     assert unnamed(files[:: max(1, len(files) // 20)]) <= SPECTRA
 
 
+# Option cells of the newest rows
+
+
+@pytest.mark.parametrize(
+    "keyword, cells",
+    [
+        ("PrimaryDiagnosisCodeSequence", {"descriptors": "C"}),
+        ("NameToUse", {}),
+        ("ThirdPersonPronounsSequence", {}),
+        ("GenderIdentitySequence", {"patient": "K"}),
+        ("SexParametersForClinicalUseCategoryComment", {"patient": "C", "descriptors": "C"}),
+        ("EthnicGroups", {"patient": "K"}),
+        ("SecondaryCaptureDeviceID", {"device": "K"}),
+        ("EffectiveStartDateTime", {"full_dates": "K", "modified_dates": "C"}),
+        ("TableTopPositionAlignmentUID", {"uids": "K"}),
+        ("DisplayURI", {}),
+    ],
+)
+def test_option_cells_of_rows_that_came_after_january_2025(keyword, cells):
+    row = next(r for r in rows("ps315.csv") if r["keyword"] == keyword)
+    assert {k: v for k, v in row.items() if v and k not in ("tag", "keyword", "action")} == cells
+
+
 # Types
 
 TYPES = {(o, r["path"]): int(r["type"]) for r in rows("ps315_types.csv") for o in r["objects"].split("|")}
