@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'SUFFIXES', 'FORMATS', 'SAID', 'MADE', 'comments', 'verb', 'Source', 'sources', 'each_volume', 'new_folder',
-           'phantom', 'identity_words', 'explore', 'deidentify', 'convert', 'isolate', 'train', 'evaluate', 'segment',
-           'step', 'safe_cases', 'working_folder', 'claim', 'report', 'view', 'doctor', 'main']
+           'phantom', 'identity_words', 'explore', 'deidentify', 'audit', 'convert', 'isolate', 'train', 'evaluate',
+           'segment', 'step', 'safe_cases', 'working_folder', 'claim', 'report', 'view', 'doctor', 'main']
 
 # %% ../nbs/18_cli.ipynb #379ef681
 import inspect
@@ -39,7 +39,7 @@ def comments(
     signature = inspect.getsource(function).split(") ->")[0]
     return dict(re.findall(r"^    (\w+)[^#\n]*?  # (.+)$", signature, re.M))
 
-# %% ../nbs/18_cli.ipynb #07ae2cda
+# %% ../nbs/18_cli.ipynb #5c698462
 app = typer.Typer(
     help="Chest CT from DICOM to lung masks to report. For research only, not for clinical use.",
     no_args_is_help=True,
@@ -111,7 +111,7 @@ def _run(
             print(f"held back  {item}", file=sys.stderr)
         if facts.get("say"):
             print(facts["say"])
-    return 1 if held else 0
+    return 1 if held or facts.get("failed") else 0
 
 # %% ../nbs/18_cli.ipynb #24b6da20
 SUFFIXES = (".nii", ".nii.gz", ".npz")
@@ -233,7 +233,7 @@ def phantom(
         "say": f"{cases} cases of {slices} slices, {size} x {size}: {out}",
     }
 
-# %% ../nbs/18_cli.ipynb #5729a03f
+# %% ../nbs/18_cli.ipynb #ff686d16
 def identity_words(
     claims: "DataFrame",  # as `lungseg.dicom.identity_claims` makes it
 ) -> list[str]:  # one line for cases that hold the same; keywords only, never values
@@ -317,19 +317,60 @@ def deidentify(
     *,
     secret: Path
     | None = None,  # key for pseudonyms and UIDs, else OUT.secret; made, for your eyes alone, if absent
+    keep: list[str] | None = None,  # option of PS3.15, repeatable; else the three that research needs
+    release: list[str] | None = None,  # code of a held image that you have looked at, repeatable
+    workers: int = 2,  # processes
     replace: bool = False,  # OUT may hold other patients' files, which go
+    what_if: bool = False,  # say what would be done, and write nothing
 ) -> dict:
-    """Write a de-identified copy of a tree of DICOM files (PS3.15 Annex E).
+    """Write a de-identified copy of a tree of DICOM files (PS3.15 Annex E), and a report of it.
 
     Example: lungseg deidentify _data/phantom/Images _data/deidentified --secret _data/secret
     """
+    from lungseg.deidentify import RESEARCH
     from lungseg.deidentify import deidentify as run
 
     secret = secret or out.with_name(f"{out.name}.secret")
-    done = run(source, out, secret=secret, replace=replace)
-    say = f"{done}: {out}\nkey for pseudonyms and UIDs: {secret} (keep it, and pass it on to nobody)"
-    facts = {"files": len(done.files), "patients": len(done.names), "secret": str(secret)}
-    return facts | {"held": done.held, "say": say}
+    chosen = {"keep": tuple(keep or RESEARCH), "release": tuple(release or ()), "what_if": what_if}
+    done = run(source, out, secret=secret, replace=replace, workers=workers, **chosen)
+    beside = {name: str(out.with_name(f"{out.name}.{name}")) for name in ("report.html", "keys.csv")}
+    say = f"{done}: {out}\nwhat was done where, without identities: {beside['report.html']}\n"
+    say += f"which source became what, for your eyes alone: {beside['keys.csv']}\n"
+    say += f"key for pseudonyms and UIDs: {secret} (keep it, and pass it on to nobody)"
+    if what_if:
+        lines = [
+            f"{row['what']:>18}  {row['times']:6}  {row['where']}"
+            for row in done.rows()
+            if row["what"] != "held back"
+        ]
+        say, beside = "\n".join([*lines, f"{done}; nothing was written"]), {}
+    facts = {"files": len(done.files), "patients": len(done.names), "secret": str(secret), **beside}
+    return facts | {"not_decoded": len(done.unseen), "done": done.rows(), "held": done.held, "say": say}
+
+
+@verb
+def audit(
+    folder: Path,  # any tree of files; it is never changed
+    *,
+    against: Path | None = None,  # the originals, whose identities are searched for too
+    workers: int = 2,  # processes
+    csv: Path | None = None,  # also write every finding here
+    names: Path | None = None,  # also write which number is which file here, for your eyes alone
+) -> dict:
+    """Say what in a folder would identify somebody, and where, but not who.
+
+    Example: lungseg audit _data/deidentified --against _data/phantom
+    """
+    from lungseg.audit import audit as run
+    from lungseg.audit import write_findings
+
+    found = run(folder, against=against, workers=workers)
+    write_findings(found, csv, names)
+    lines = [f"{row['files']:6} files  {row['where']}: {row['what']}" for row in found.summary()]
+    which = sorted({f.file for f in found.findings}, key=lambda f: int(f[1:].split()[0]))
+    shown = [f"  {f}" for f in which[:20]] + [f"  and {len(which) - 20} more"] * (len(which) > 20)
+    facts = {"files": found.files, "findings": [asdict(f) for f in found.findings], "failed": bool(which)}
+    return facts | {"say": "\n".join([*lines, *shown, str(found)])}
 
 # %% ../nbs/18_cli.ipynb #1d8ceb9b
 @verb

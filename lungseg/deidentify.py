@@ -323,7 +323,7 @@ def identity_of(
         gatherer.add(ds)
     return union(gatherer.found)
 
-# %% ../nbs/03_deidentify.ipynb #23456f4c
+# %% ../nbs/03_deidentify.ipynb #27b5b1b7
 _DUMMY = dict(
     AE="ANONYMOUS", AS="000D", CS="ANONYMOUS", DA="19000101", DT="19000101000000", TM="000000"
 ) | dict(DS="0", IS="0", PN="Anonymous", UR="urn:removed")
@@ -353,6 +353,7 @@ class _Walk:
     implicit: bool = False
     little: bool = True
     memo: dict = field(default_factory=dict, repr=False)
+    search: Search | None = field(default=None, repr=False)
 
     # encoding (DICOM PS3.5, 7.1)
 
@@ -481,12 +482,12 @@ class _Walk:
             return self.carried(tag, vr, element), []
         texts = texts_of(element, vr, encodings) if vr in TEXT_VRS else []
         cleaned = self._values(tag, vr, letter, element, texts)
-        if cleaned is None:
+        if cleaned is None and not self._still_told(element.value):
             return self.carried(tag, vr, element), []
-        if any(cleaned) and (letter != "C" or all(cleaned) or vr in CHARSET_VRS):
-            return self.put(tag, vr, cleaned, encodings), [] if letter in "KC" and cleaned == texts else [
-                (path, letter)
-            ]
+        if cleaned and any(cleaned) and (letter != "C" or all(cleaned) or vr in CHARSET_VRS):
+            part = self.put(tag, vr, cleaned, encodings)
+            if not self._still_told(part[8:]):
+                return part, [] if letter in "KC" and cleaned == texts else [(path, letter)]
         return self._nothing_left(tag, vr, parents, path)
 
     def _values(
@@ -539,6 +540,8 @@ class _Walk:
             return text if re.fullmatch(r"[0-9.]{1,64}", text) and text not in self.identity.uids else ""
         if tag in _CODES:
             return text
+        if vr in ("AE", "CS") and not text.isascii():
+            return ""
         prose = (letter == "C" and vr != "AE") or not text.isascii()
         return clean_text(text, self.identity) if prose else strike(text, self.identity)
 
@@ -550,6 +553,13 @@ class _Walk:
         return bool(_NUMERIC.fullmatch(value)) and not any(
             n.decode() in self.identity.codes for n in _LONG.findall(value)
         )
+
+    def _still_told(
+        self,
+        value: object,
+    ) -> bool:
+        "Whether bytes that would be kept identify somebody: text among numbers, or in a strange character set."
+        return bool(self.search and isinstance(value, bytes) and self.search.find(value))
 
     def _replaced(
         self,
@@ -1170,7 +1180,7 @@ def _code_of(
     "What a source is called where its name must not be said."
     return f"file-{key.code('file', path.relative_to(src).as_posix(), 8)}"
 
-# %% ../nbs/03_deidentify.ipynb #e79eef92
+# %% ../nbs/03_deidentify.ipynb #9beb2e2e
 _OUR_WORDS = {w for o in OPTIONS.values() for w in o.meaning.lower().split()} | {
     "anonymous",
     "basic",
@@ -1248,7 +1258,9 @@ class _Work:
         if shared not in self.memos and len(self.memos) > 8:
             self.memos.clear()
         memo = self.memos.setdefault(shared, {})
-        walk = _Walk(self.key, job.patient, _kind(ds), self.keep, self.identity, implicit, little, memo)
+        walk = _Walk(
+            self.key, job.patient, _kind(ds), self.keep, self.identity, implicit, little, memo, self.search
+        )
         encoded = _encode(ds, walk, looked_at=cleaning or (released and image))
         if len(memo) > 20_000:
             memo.clear()

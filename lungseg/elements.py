@@ -18,26 +18,21 @@ from pydicom.config import disable_value_validation
 from pydicom.datadict import dictionary_VR, keyword_for_tag
 from pydicom.dataelem import DataElement, RawDataElement, convert_raw_data_element
 
-# %% ../nbs/02d_elements.ipynb #7618a34e
+# %% ../nbs/02d_elements.ipynb #1132e591
 @contextmanager
 def quiet() -> Iterator[None]:
     "Nothing is said about values, which are a patient's: pydicom's warnings quote them."
     log = logging.getLogger("pydicom")
+    level = log.level
     with disable_value_validation(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="pydicom")
-        log.addFilter(_nothing)
+        log.setLevel(logging.CRITICAL + 1)
         try:
             yield
         finally:
-            log.removeFilter(_nothing)
+            log.setLevel(level)
 
-
-def _nothing(
-    record: logging.LogRecord,
-) -> bool:
-    return False
-
-# %% ../nbs/02d_elements.ipynb #0e6362f8
+# %% ../nbs/02d_elements.ipynb #2b888231
 TEXT_VRS = set("AE AS CS DA DS DT IS LO LT PN SH ST TM UC UI UR UT".split())
 _LINES = {"LT", "ST", "UR", "UT"}  # one value, whatever it holds
 CHARSET_VRS = {"LO", "LT", "PN", "SH", "ST", "UC", "UT"}
@@ -46,8 +41,10 @@ SIZES = dict(AT=4, FD=8, FL=4, SL=4, SS=2, SV=8, UL=4, US=2, UV=8)
 
 def keyword_of(
     tag: int,
-) -> str:
-    return keyword_for_tag(tag) or f"({tag >> 16:04x},{tag & 0xFFFF:04x})"
+) -> str:  # e.g. (0029,1001) where there is no keyword, or many tags share it
+    "What an attribute is called."
+    shared = tag >> 24 in (0x50, 0x60)
+    return (not shared and keyword_for_tag(tag)) or f"({tag >> 16:04x},{tag & 0xFFFF:04x})"
 
 
 @lru_cache

@@ -152,7 +152,7 @@ def of_place(
     words = frozenset(form for w in telling for form in spellings(w))
     return whole | Identity(words=words, texts=frozenset(telling))
 
-# %% ../nbs/02a_identity.ipynb #19e4b9f9
+# %% ../nbs/02a_identity.ipynb #ebc6e1a9
 _MONTHS = "jan|feb|mar|mär|apr|may|mai|jun|jul|aug|sep|oct|okt|nov|dec|dez"
 _SEP = r"[\s./_\-]{1,2}"
 _DAY, _MONTH, _YEAR = r"(?:0?[1-9]|[12]\d|3[01])", r"(?:0?[1-9]|1[0-2])", r"(?:(?:18|19|20)\d\d)"
@@ -160,10 +160,12 @@ _NAMED = rf"(?:{_MONTHS})[^\W\d_]*\.?"
 _MOMENT = re.compile(
     rf"(?<!\d){_YEAR}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?:[\sT_]?\d{{4,6}}(?:\.\d+)?)?(?!\d)"
     rf"|(?<!\d){_YEAR}{_SEP}{_MONTH}{_SEP}{_DAY}(?!\d)"
-    rf"|(?<![\d.]){_DAY}{_SEP}{_DAY}{_SEP}(?:{_YEAR}|\d\d)(?![\d.])"
+    rf"|(?<![\d.]){_DAY}{_SEP}{_DAY}{_SEP}{_YEAR}(?![\d.])"
+    rf"|(?<![\w.]){_DAY}(?P<sep>[./\-]){_DAY}(?P=sep)\d\d(?![\w.])"
     rf"|(?<!\d){_DAY}(?:st|nd|rd|th|\.)?[\s_\-]*{_NAMED},?[\s_\-]*(?:{_YEAR}|'?\d\d(?!\d))"
     rf"|(?<![^\W_]){_NAMED}[\s_\-]*{_DAY}(?:st|nd|rd|th)?,?[\s_\-]+(?:{_YEAR}|'\d\d)"
-    rf"|(?<!\d)(?:0[1-9]|[12]\d|3[01])(?:0[1-9]|1[0-2])(?:19|20)\d\d(?!\d)",
+    rf"|(?<!\d)(?:0[1-9]|[12]\d|3[01])(?:0[1-9]|1[0-2])(?:19|20)\d\d(?!\d)"
+    r"|(?<![\d.])(?:9\d|1[0-2]\d)[\s\-]*(?:y(?:ea)?rs?|y/?o|yo|jahre?|j|ans|años|anni|lat|jaar)(?![^\W_])[\s\-]*(?:old|alt)?",
     re.IGNORECASE,
 )
 _UID = re.compile(r"(?<![\d.])(?:[0-2](?:\.(?:0|[1-9]\d*)){4,}|2\.25\.\d{9,})(?![\d.])")
@@ -235,10 +237,10 @@ def strike(
     text: str,  # one that is retained
     identity: Identity,
 ) -> str:  # the same text if it holds nothing of the identity
-    "Take an identity out of a text, and dates, UIDs and e-mail addresses whoever they belong to."
+    "Take an identity out of a text; and dates, UIDs, e-mail addresses and great ages, whoever's they are."
     return _cut(text, _struck(text, identity))
 
-# %% ../nbs/02a_identity.ipynb #7f6148b5
+# %% ../nbs/02a_identity.ipynb #b8ec4897
 _NUMBER = r"\d{1,3}(?:[.,]\d{1,4})?"
 _UNIT = (
     "(?:mm|cm|m|ml|cc|s|sec|ms|min|h|kv|kvp|kev|ma|mas|mgy|gy|cgy|hu|mci|mbq|hz|fps|ph|x|w|wk|wks|mo|mon|mth"
@@ -263,6 +265,19 @@ _TOKEN = re.compile(
 _PIECE = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-zß-öø-ÿ]+|[A-Z]+|\d+|[^\W\d_a-zA-Z]+")
 
 
+def _is_made_of_words(
+    text: str,
+) -> bool:
+    "Whether a text in a script without spaces can be cut into known words; numbers may stand between them."
+    cut = [True] + [False] * len(text)  # cut[i]: the first i signs can be
+    for end in range(1, len(text) + 1):
+        digit = text[end - 1].isdigit() and cut[end - 1]
+        cut[end] = digit or any(
+            cut[at] and text[at:end] in vocabulary() for at in range(max(0, end - 12), end)
+        )
+    return cut[-1]
+
+
 @lru_cache(100_000)
 def is_harmless(
     token: str,  # letters and digits
@@ -271,6 +286,8 @@ def is_harmless(
     if any(f in vocabulary() for f in spellings(token)) or re.fullmatch(
         f"{_ABBREVIATIONS}|{_HARMLESS.pattern}", token, re.I
     ):
+        return True
+    if not token.isascii() and _is_made_of_words(spellings(token)[0]):
         return True
     pieces = _PIECE.findall(token)
     return (
