@@ -434,7 +434,7 @@ def date_spellings(day: date) -> list[str]:
 
 COMPACT = re.compile(r"(?=((?:18|19|20)\d{6}))")
 YEAR_FIRST = re.compile(r"(?<!\d)(\d{4})(?:[-./_ ]|年)(\d{1,2})(?:[-./_ ]|月)(\d{1,2})(?!\d)")
-YEAR_LAST = re.compile(r"(?<![\d.])(\d{1,2})[-./_ ](\d{1,2})[-./_ ](\d{4}|\d{2})(?![\d])(?!\.\d)")
+YEAR_LAST = re.compile(r"(?<![\d.])(\d{1,2})([-./_ ])(\d{1,2})\2(\d{4}|\d{2})(?!\d)(?!\.\d)")
 DAY_MONTH = re.compile(
     r"(?<!\d)(\d{1,2})(?:st|nd|rd|th)?[-., _]{0,2}([A-Za-zä]{3,9})[-., _]{0,2}(\d{4}|\d{2})(?!\d)"
 )
@@ -445,7 +445,7 @@ def dates_in(text: str) -> set[date]:  # every date that the text could be read 
     "All dates of a text, in any spelling; where day and month could be either, both."
     found = [(m[1][:4], m[1][4:6], m[1][6:]) for m in COMPACT.finditer(text)]
     found += [m.groups() for m in YEAR_FIRST.finditer(text)]
-    found += [(m[3], m[a], m[3 - a]) for m in YEAR_LAST.finditer(text) for a in (1, 2)]
+    found += [(m[4], m[a], m[4 - a]) for m in YEAR_LAST.finditer(text) for a in (1, 3)]
     words = [(m[3], m[2], m[1]) for m in DAY_MONTH.finditer(text)]
     words += [(m[3], m[1], m[2]) for m in MONTH_DAY.finditer(text)]
     found += [(y, str(MONTH_NUMBERS.get(m[:3].lower(), 0)), d) for y, m, d in words]
@@ -1606,9 +1606,9 @@ class Judge:
         self.uids = self.map_uids()
         self.shifts = self.day_shifts()
         self.births = {of.birth for of in planted.people.values()}
-        self.days = self.births | {
-            d for s in planted.sources for d in self.before[s].dates if 1900 < d.year < 2030
-        }
+        stamps = (leaf.text for r in self.before.values() for leaf in r.leaves if leaf.vr in ("DA", "DT"))
+        self.days = self.births | dates_in(" ".join(stamps))
+        self.days |= {day for of in planted.people.values() for day in of.studies}
 
     def verdict(self) -> Verdict:
         for source, reading in self.after.items():

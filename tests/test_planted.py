@@ -178,7 +178,8 @@ def patients(draw) -> Person:
     "A patient with a name in any script; other than the planted ones, from any letters."
     charset = draw(st.sampled_from(sorted(ALPHABETS)))
     signs = charset in ("chinese", "japanese", "korean")
-    part = st.text(ALPHABETS[charset], min_size=3 if signs else 6, max_size=4 if signs else 12)
+    size = dict(min_size=3, max_size=4) if signs else dict(min_size=6, max_size=12)
+    part = st.lists(st.sampled_from(ALPHABETS[charset]), unique=True, **size).map("".join)
     family, first = draw(part).capitalize(), draw(part).capitalize()
     name = f"{family}^{first}" if not signs else f"Xqzwv{len(family)}^Wvzqk{len(first)}={family}^{first}"
     written = "latin" if charset == "ascii" else charset
