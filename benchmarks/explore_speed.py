@@ -1,9 +1,9 @@
-"""How fast the headers of a cohort are read and told: lungseg beside a plain pydicom loop that only reads them.
+"""How fast the headers of a cohort are read and told: lungseg beside a pydicom loop that only reads them.
 
     python benchmarks/explore_speed.py [--cases 12] [--slices 142] [--size 512] [--rounds 5]
 
-All read the same files from the page cache, in turns; the table gives medians and ratios to the pydicom loop. The loop
-groups, checks and tells nothing: it is what reading alone costs.
+All read the same files from the page cache, in turns; the table gives medians and ratios to the pydicom loop.
+The loop groups, checks and tells nothing: it is what reading alone costs.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def survey_only(folder: Path) -> int:
 
 
 def explore(folder: Path) -> int:
-    "Ours, all that `lungseg explore` tells: the survey, the table, what differs, and whether claims are true."
+    "Ours, all that `lungseg explore` tells: survey, table, what differs, whether claims are true."
     found = survey(folder)
     table = tag_table(found)
     differences(table), identity_claims(found)
@@ -60,7 +60,8 @@ def main() -> None:
     files = args.cases * args.slices
     for read, t in zip(readers, medians, strict=True):
         print(
-            f"{read.__name__:>13}  {files / t:6.0f} files/s  {t:5.2f} s for {files:,} files  {t / medians[0]:4.2f} x pydicom_loop's time"
+            f"{read.__name__:>13}  {files / t:6.0f} files/s  {t:5.2f} s for {files:,} files"
+            f"  {medians[0] / t:4.2f} x pydicom_loop"
         )
 
 

@@ -633,7 +633,7 @@ def gathered(
         for (where, reason), same in groups.items()
     ]
 
-# %% ../nbs/02_dicom.ipynb #23984a23
+# %% ../nbs/02_dicom.ipynb #2d00f56f
 _STRATA = ("PatientSex", "PatientAge", "PatientBirthDate", *SCANNER[:7])
 _PLACE = ("PatientPosition", "ImageOrientationPatient", "PixelSpacing", "SliceThickness")
 _SAME = ("Rows", "Columns", "PixelSpacing", "ImageOrientationPatient", "RescaleIntercept", "RescaleSlope")
@@ -716,6 +716,14 @@ def _positions(
     return dict(PositionFirst=z[0], PositionLast=z[-1], SliceStep=step, Steps=_steps(z))
 
 
+def _differs(
+    series: Series,
+    keyword: str,
+) -> bool:  # whether slices disagree; the same letters need no converting
+    said = {_said(ds, BaseTag(tag_for_keyword(keyword))) for ds in series.headers}
+    return len(said) > 1 and len({str(_value(ds, keyword)) for ds in series.headers}) > 1
+
+
 def _row(
     series: Series,
     people: frozenset[str],  # words that no text may repeat
@@ -730,8 +738,7 @@ def _row(
         "Columns": _whole(_value(head, "Columns")),
         "Slices": _whole(_value(head, "NumberOfFrames")) or len(series.files),
     }
-    uneven = [k for k in _SAME if len({str(_value(ds, k)) for ds in series.headers}) > 1]
-    row["DiffersBetweenSlices"] = ", ".join(uneven) or "nothing"
+    row["DiffersBetweenSlices"] = ", ".join(k for k in _SAME if _differs(series, k)) or "nothing"
     row["PatientIdentityRemoved"] = _typical(series, "PatientIdentityRemoved")
     return {k: "withheld" if isinstance(v, str) and repeats(v, people) else v for k, v in row.items()}
 
