@@ -8,7 +8,7 @@ __all__ = ['TABLES', 'BASIC', 'OPTIONS', 'RESEARCH', 'OBJECTS', 'SCREENS', 'Plac
            'identity_of', 'deidentify_dataset', 'pixel_frames', 'why_held', 'Deidentified', 'write_report', 'chunks',
            'each', 'deidentify']
 
-# %% ../nbs/03_deidentify.ipynb #e5382f69
+# %% ../nbs/03_deidentify.ipynb #2fff0b41
 import csv
 import os
 import re
@@ -30,9 +30,8 @@ from pydicom import uid as uids
 from pydicom.charset import encode_string, python_encoding
 from pydicom.datadict import dictionary_VR, keyword_for_tag
 from pydicom.dataelem import DataElement, RawDataElement, convert_raw_data_element
-from pydicom.dataset import FileMetaDataset
 from pydicom.filebase import DicomBytesIO
-from pydicom.filewriter import write_data_element, write_file_meta_info
+from pydicom.filewriter import write_data_element
 from pydicom.tag import Tag
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
@@ -40,7 +39,7 @@ import lungseg
 from .burned_in import blank, find_text, holds_text
 from .core import Held, InputError, SeriesError, pool, progress, writing
 from .dicom import find_dicom, slice_position
-from .elements import CHARSET_VRS, SIZES, TEXT_VRS, encodings_of, items_of, keyword_of
+from .elements import CHARSET_VRS, SIZES, TEXT_VRS, elements_of, encodings_of, items_of, keyword_of
 from .elements import quiet, right_vr, texts_of, vr_of
 from .identity import Identity, Search, clean_text, of_name, of_number, of_place, strike, union
 from .pseudonyms import Key, Person, cap_age, patient_of, person_of
@@ -178,8 +177,8 @@ def resolve(
             return letter
     return "D"
 
-# %% ../nbs/03_deidentify.ipynb #283f3d2f
-_PIXELS = {Tag(k) for k in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")}
+# %% ../nbs/03_deidentify.ipynb #333c126f
+_PIXELS = {int(Tag(k)) for k in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")}
 
 
 def _basic(
@@ -226,7 +225,7 @@ def _safe_private() -> dict[tuple[str, int, int], str]:
     rows = _rows("safe_private.csv")
     return {(r["creator"].casefold(), int(r["group"], 16), int(r["element"], 16)): r["vr"] for r in rows}
 
-# %% ../nbs/03_deidentify.ipynb #39892fcc
+# %% ../nbs/03_deidentify.ipynb #858acf53
 @lru_cache(maxsize=100_000)
 def source_of(
     tag: int,
@@ -280,13 +279,13 @@ class Gatherer:
     ) -> None:
         "Gather from a data set and its items."
         encodings = encodings_of(ds, encodings)
-        for tag in list(ds.keys()):
-            element, vr = ds.get_item(tag), vr_of(tag)
-            what = "items" if vr == "SQ" else source_of(int(tag), self.keep)
+        for tag, element in elements_of(ds):
+            vr = vr_of(tag)
+            what = "items" if vr == "SQ" else source_of(tag, self.keep)
             if not what or tag in _PIXELS or not element.value:
                 continue
             if isinstance(element.value, bytes):
-                said = (int(tag), element.value)
+                said = (tag, element.value)
                 if said in self.seen:
                     continue
                 self.seen.add(said)
@@ -323,7 +322,7 @@ def identity_of(
         gatherer.add(ds)
     return union(gatherer.found)
 
-# %% ../nbs/03_deidentify.ipynb #27b5b1b7
+# %% ../nbs/03_deidentify.ipynb #03ae966a
 _DUMMY = dict(
     AE="ANONYMOUS", AS="000D", CS="ANONYMOUS", DA="19000101", DT="19000101000000", TM="000000"
 ) | dict(DS="0", IS="0", PN="Anonymous", UR="urn:removed")
@@ -332,11 +331,11 @@ _LONG = re.compile(rb"(?<![\d.])\d{6,}(?![\d.])")
 _TIME = re.compile(r"\d{2}(:?\d{2}(:?\d{2}(\.\d{1,6})?)?)?(-\d{2,6}(\.\d{1,6})?)?")
 _MOMENT = re.compile(r"\d{4}[\d.\-]{0,6}(\d{0,6}(\.\d{1,6})?)?([+\-]\d{4})?")
 _CODES = {
-    Tag(k)
+    int(Tag(k))
     for k in ("CodeValue", "LongCodeValue", "URNCodeValue", "CodingSchemeDesignator", "CodingSchemeVersion")
 }
 _CHARACTER_SET, _NUMBER, _AGE, _ZONE = (
-    Tag(k) for k in ("SpecificCharacterSet", "PatientID", "PatientAge", "TimezoneOffsetFromUTC")
+    int(Tag(k)) for k in ("SpecificCharacterSet", "PatientID", "PatientAge", "TimezoneOffsetFromUTC")
 )
 Place = tuple[str, str]  # keywords joined by dots, and what was done there: X, Z, D, U or C
 
@@ -354,6 +353,9 @@ class _Walk:
     little: bool = True
     memo: dict = field(default_factory=dict, repr=False)
     search: Search | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self._days = {f"{day:%Y%m%d}" for day in self.identity.dates}
 
     # encoding (DICOM PS3.5, 7.1)
 
@@ -426,15 +428,16 @@ class _Walk:
         ds: Dataset,
         parents: str = "",
         encodings: Sequence[str] = ("iso8859",),
+        elements: list | None = None,  # those of `ds`, as they were before somebody looked at them
     ) -> tuple[dict[int, bytes], list[Place]]:
         "Every element that is left, encoded, by tag; and what was done where."
+        elements = elements_of(ds) if elements is None else elements
         encodings, body, places = encodings_of(ds, encodings), {}, []
-        safe = self._private(ds, parents, encodings) if "safe private" in self.keep else {}
-        for tag in sorted(ds.keys()):
+        safe = self._private(elements, encodings) if "safe private" in self.keep else {}
+        for tag, element in elements:
             if tag in safe:
                 body[tag] = safe[tag]
                 continue
-            element = ds.get_item(tag)
             value = element.value
             known = (parents, tag, element.VR, value, encodings)
             remember = isinstance(value, bytes) and len(value) < 65536
@@ -549,9 +552,11 @@ class _Walk:
         self,
         value: bytes,
     ) -> bool:
-        "Whether numbers are numbers, and none of them is a patient's."
-        return bool(_NUMERIC.fullmatch(value)) and not any(
-            n.decode() in self.identity.codes for n in _LONG.findall(value)
+        "Whether numbers are numbers, and none of them is a patient's number or date."
+        if not _NUMERIC.fullmatch(value):
+            return False
+        return not any(
+            n.decode() in self.identity.codes or n.decode() in self._days for n in _LONG.findall(value)
         )
 
     def _still_told(
@@ -623,27 +628,38 @@ class _Walk:
 
     def _private(
         self,
-        ds: Dataset,
-        parents: str,
+        elements: list[tuple[int, RawDataElement | DataElement]],
         encodings: Sequence[str],
     ) -> dict[int, bytes]:
         "The private elements that the standard calls safe, with those that name their creators."
+        creators = {
+            tag: texts_of(e, "LO", encodings)[0]
+            for tag, e in elements
+            if tag >> 16 & 1 and 0 < tag & 0xFFFF <= 0xFF
+        }
         body = {}
-        for tag in sorted(t for t in ds.keys() if t.group & 1 and t.element > 0xFF):
-            creator, element = (tag.group << 16) + (tag.element >> 8), ds.get_item(tag)
-            name = texts_of(ds.get_item(creator), "LO", encodings)[0] if creator in ds else ""
-            vr = _safe_private().get((name.casefold(), tag.group, tag.element & 0xFF))
-            if vr is None or element.VR not in (vr, None, "UN") or not element.value:
+        for tag, element in elements:
+            creator = tag >> 16 << 16 | (tag & 0xFFFF) >> 8
+            vr = _safe_private().get((creators.get(creator, "").casefold(), tag >> 16, tag & 0xFF))
+            if (
+                vr is None
+                or element.VR not in (vr, None, "UN")
+                or not element.value
+                or self._still_told(element.value)
+            ):
                 continue
             texts = texts_of(element, vr, encodings) if vr in TEXT_VRS else []
-            if self._values(0, vr, "K", element, texts) is None or (
-                texts and element.VR != vr and all(self._kept(0, vr, "K", t) == t for t in texts)
+            if (
+                all(self._kept(0, vr, "K", t) == t for t in texts)
+                and len(element.value) % SIZES.get(vr, 1) == 0
             ):
-                body[creator] = self.put(creator, "LO", [name])
-                body[tag] = self.carried(tag, vr, element)
+                body |= {
+                    creator: self.put(creator, "LO", [creators[creator]]),
+                    tag: self.carried(tag, vr, element),
+                }
         return body
 
-# %% ../nbs/03_deidentify.ipynb #0c97a820
+# %% ../nbs/03_deidentify.ipynb #f41d10e0
 def _marks(
     walk: _Walk,
     looked_at: bool,  # the pixels, for burned-in text
@@ -693,16 +709,16 @@ def _beginning(
     ds: Dataset,
     syntax: uids.UID,
 ) -> bytes:
-    "Preamble and file meta information, all new."
-    meta = FileMetaDataset()
-    meta.TransferSyntaxUID = syntax
-    meta.MediaStorageSOPClassUID = str(ds.SOPClassUID).strip(" \0")
-    same = "uids" in walk.keep
-    meta.MediaStorageSOPInstanceUID = str(ds.SOPInstanceUID) if same else walk.key.uid(str(ds.SOPInstanceUID))
-    buffer = DicomBytesIO()
-    buffer.write(bytes(128) + b"DICM")
-    write_file_meta_info(buffer, meta, enforce_standard=True)
-    return buffer.getvalue()
+    "Preamble and file meta information, all new (DICOM PS3.10, 7.1)."
+    plain = _Walk(walk.key, "", "", (), Identity())  # explicit VR, little endian
+    instance = str(ds.SOPInstanceUID).strip(" \0")
+    group = plain.encoded(0x00020001, "OB", b"\0\1")
+    group += plain.put(0x00020002, "UI", [str(ds.SOPClassUID).strip(" \0")])
+    group += plain.put(0x00020003, "UI", [instance if "uids" in walk.keep else walk.key.uid(instance)])
+    group += plain.put(0x00020010, "UI", [syntax])
+    group += plain.put(0x00020012, "UI", [uids.PYDICOM_IMPLEMENTATION_UID])
+    group += plain.put(0x00020013, "SH", [f"LUNGSEG {lungseg.__version__}"])
+    return bytes(128) + b"DICM" + plain.encoded(0x00020000, "UL", pack("<L", len(group))) + group
 
 
 @dataclass(frozen=True)
@@ -719,10 +735,12 @@ def _encode(
     ds: Dataset,
     walk: _Walk,
     looked_at: bool = False,
+    elements: list | None = None,  # those of `ds`, as they were before somebody looked at them
 ) -> _Encoded:
     "De-identify a data set."
-    body, places = walk.dataset(ds)
-    marks = _marks(walk, looked_at)
+    body, places = walk.dataset(ds, elements=elements)
+    said = ("marks", looked_at)
+    marks = walk.memo[said] if said in walk.memo else walk.memo.setdefault(said, _marks(walk, looked_at))
     body |= marks
     places = [p for p in places if p[0] not in {keyword_for_tag(t) for t in marks}]
     places += [("PatientName", "D"), ("PatientID", "D")]
@@ -1031,7 +1049,7 @@ def _write_keys(
         ) as f:
             csv.writer(f).writerows(rows)
 
-# %% ../nbs/03_deidentify.ipynb #e2a5586c
+# %% ../nbs/03_deidentify.ipynb #35e57bd0
 _MUST = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality")
 _MODALITIES = {
     "CT",
@@ -1074,12 +1092,8 @@ def _look(
             position = slice_position(ds)
         except SeriesError:
             position = 0.0
-        dates = {
-            read_date(t)
-            for tag in ds.keys()
-            if vr_of(tag) in ("DA", "DT")
-            for t in texts_of(ds.get_item(tag), "DA", ())
-        }
+        moments = (e for tag, e in elements_of(ds) if vr_of(tag) in ("DA", "DT"))
+        dates = {read_date(t) for e in moments for t in texts_of(e, "DA", ())}
         return _Facts(
             path,
             "" if _kind(ds) else why_held(ds),
@@ -1180,7 +1194,7 @@ def _code_of(
     "What a source is called where its name must not be said."
     return f"file-{key.code('file', path.relative_to(src).as_posix(), 8)}"
 
-# %% ../nbs/03_deidentify.ipynb #9beb2e2e
+# %% ../nbs/03_deidentify.ipynb #3f2a8fe8
 _OUR_WORDS = {w for o in OPTIONS.values() for w in o.meaning.lower().split()} | {
     "anonymous",
     "basic",
@@ -1222,7 +1236,7 @@ class _Work:
         places, unseen = Counter(), False
         try:
             ds = dcmread(job.source, force=True)
-            reason, unseen, encoded = self._judged(ds, job)
+            reason, unseen, encoded = self._judged(ds, elements_of(ds), job)
             if encoded:
                 places.update(encoded.places)
                 if not self.what_if:
@@ -1240,6 +1254,7 @@ class _Work:
     def _judged(
         self,
         ds: Dataset,
+        elements: list,
         job: _Job,
     ) -> tuple[str, bool, _Encoded | None]:
         released, image = job.item in self.released, "PixelData" in ds and "Rows" in ds
@@ -1251,7 +1266,9 @@ class _Work:
         unseen = (
             image and not released and bool(syntax and syntax.is_encapsulated) and pixel_frames(ds) is None
         )
-        if cleaning and (ds := _cleaned_pixels(ds)) is None:
+        if cleaning and (clean := _cleaned_pixels(ds)) is not ds:
+            ds, elements = clean, clean and elements_of(clean)
+        if ds is None:
             return "PixelData: holds writing, or cannot be decoded here, and is not cleaned", False, None
         implicit, little = _encoding(ds)
         shared = (job.patient, _kind(ds), implicit, little)
@@ -1261,7 +1278,7 @@ class _Work:
         walk = _Walk(
             self.key, job.patient, _kind(ds), self.keep, self.identity, implicit, little, memo, self.search
         )
-        encoded = _encode(ds, walk, looked_at=cleaning or (released and image))
+        encoded = _encode(ds, walk, cleaning or (released and image), elements)
         if len(memo) > 20_000:
             memo.clear()
         found = self.search.find(encoded.head) or self.search.find_uids(encoded.head)
