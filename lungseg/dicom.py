@@ -110,7 +110,7 @@ def slice_position(
             "ImageOrientationPatient, ImagePositionPatient: expected 6 and 3 numbers in every slice"
         ) from None
 
-# %% ../nbs/02_dicom.ipynb #a9e155ac
+# %% ../nbs/02_dicom.ipynb #99f22a66
 GEOMETRY = (
     "ImageOrientationPatient",
     "ImagePositionPatient",
@@ -157,7 +157,8 @@ def _said(
     ds: Dataset,  # a header
     tag: BaseTag,
 ) -> str:  # "" if the element is absent
-    return _text_of(ds.get_item(tag)) if tag in ds else ""
+    element = ds.get_item(tag)
+    return "" if element is None else _text_of(element)
 
 
 def read_header(
