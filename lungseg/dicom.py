@@ -634,7 +634,7 @@ def gathered(
         for (where, reason), same in groups.items()
     ]
 
-# %% ../nbs/02_dicom.ipynb #2d00f56f
+# %% ../nbs/02_dicom.ipynb #d5e748ae
 _STRATA = ("PatientSex", "PatientAge", "PatientBirthDate", *SCANNER[:7])
 _PLACE = ("PatientPosition", "ImageOrientationPatient", "PixelSpacing", "SliceThickness")
 _SAME = ("Rows", "Columns", "PixelSpacing", "ImageOrientationPatient", "RescaleIntercept", "RescaleSlope")
@@ -689,7 +689,7 @@ def _age(
     text: str,  # of VR AS, e.g. 049Y
 ) -> float:  # years, at most 90; NaN if it is none
     match = re.fullmatch(r"(\d{1,3})([YMWD])", text)
-    return min(round(int(match[1]) * _YEARS[match[2]], 2), 90.0) if match else np.nan
+    return float(min(round(int(match[1]) * _YEARS[match[2]], 2), 90)) if match else np.nan
 
 
 def _steps(
