@@ -8,14 +8,14 @@ __all__ = ['TABLES', 'BASIC', 'OPTIONS', 'RESEARCH', 'OBJECTS', 'SCREENS', 'Plac
            'identity_of', 'deidentify_dataset', 'pixel_frames', 'why_held', 'Deidentified', 'write_report', 'chunks',
            'each', 'deidentify']
 
-# %% ../nbs/03_deidentify.ipynb #2fff0b41
+# %% ../nbs/03_deidentify.ipynb #8eafc6a0
 import csv
 import os
 import re
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from html import escape
 from importlib.resources import files
@@ -177,7 +177,7 @@ def resolve(
             return letter
     return "D"
 
-# %% ../nbs/03_deidentify.ipynb #333c126f
+# %% ../nbs/03_deidentify.ipynb #3aa13e05
 _PIXELS = {int(Tag(k)) for k in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")}
 
 
@@ -188,8 +188,9 @@ def _basic(
 ) -> str:
     "The Basic Profile's action for an attribute of which cleaning leaves nothing."
     rule = load_table().get(f"{tag:08x}")
+    unlisted = "Z/D" if vr_of(tag) in TEXT_VRS else "X/Z/D"
     return resolve(
-        rule.action if rule else "X/Z/D",
+        rule.action if rule else unlisted,
         attribute_type(kind, f"{parents}.{keyword_for_tag(tag)}".lstrip(".")),
     )
 
@@ -322,7 +323,7 @@ def identity_of(
         gatherer.add(ds)
     return union(gatherer.found)
 
-# %% ../nbs/03_deidentify.ipynb #03ae966a
+# %% ../nbs/03_deidentify.ipynb #2c766e08
 _DUMMY = dict(
     AE="ANONYMOUS", AS="000D", CS="ANONYMOUS", DA="19000101", DT="19000101000000", TM="000000"
 ) | dict(DS="0", IS="0", PN="Anonymous", UR="urn:removed")
@@ -469,8 +470,10 @@ class _Walk:
             else element.VR
         )
         vr = right_vr(given, vr_of(tag))
-        if letter == "X" or not vr:
+        if letter == "X":
             return b"", [(path, "X")]
+        if not vr:  # a value that cannot be what the attribute should be
+            return self._nothing_left(tag, vr_of(tag), parents, path)
         if vr == "SQ":
             return self._sequence(tag, element, letter, path, encodings)
         if not element.value and element.value != 0:
@@ -488,7 +491,8 @@ class _Walk:
         if cleaned is None and not self._still_told(element.value):
             return self.carried(tag, vr, element), []
         if cleaned and any(cleaned) and (letter != "C" or all(cleaned) or vr in CHARSET_VRS):
-            part = self.put(tag, vr, cleaned, encodings)
+            dummy = _DUMMY["CS"] if vr == "CS" and attribute_type(self.kind, path) == 1 else ""
+            part = self.put(tag, vr, [v or dummy for v in cleaned], encodings)
             if not self._still_told(part[8:]):
                 return part, [] if letter in "KC" and cleaned == texts else [(path, letter)]
         return self._nothing_left(tag, vr, parents, path)
@@ -540,13 +544,22 @@ class _Walk:
         if vr in ("DS", "IS"):
             return text if self._is_nobodys(text.encode()) else ""
         if vr == "UI":
-            return text if re.fullmatch(r"[0-9.]{1,64}", text) and text not in self.identity.uids else ""
+            sound = re.fullmatch(r"[0-9.]{1,64}", text) and text not in self.identity.uids
+            return text if sound else "" if keyword_of(tag).endswith("ClassUID") else self.key.uid(text)
         if tag in _CODES:
             return text
         if vr in ("AE", "CS") and not text.isascii():
             return ""
         prose = (letter == "C" and vr != "AE") or not text.isascii()
         return clean_text(text, self.identity) if prose else strike(text, self.identity)
+
+    def uids(
+        self,
+        texts: list[str],
+    ) -> list[str]:
+        "Instance UIDs as they are written: kept with the option, if they are UIDs at all."
+        keep = "uids" in self.keep
+        return [t if keep and re.fullmatch(r"[0-9.]{1,64}", t) else self.key.uid(t) for t in texts]
 
     def _is_nobodys(
         self,
@@ -590,7 +603,7 @@ class _Walk:
     ) -> tuple[bytes, list[Place]]:
         "What the Basic Profile and the type of the attribute make of a value that cannot be kept."
         letter = _basic(int(tag), parents, self.kind)
-        if letter == "X":
+        if letter == "X" or vr == "SQ":
             return b"", [(path, "X")]
         if letter == "Z":
             return self.encoded(tag, vr.split(" ")[0], b""), [(path, "Z")]
@@ -659,7 +672,7 @@ class _Walk:
                 }
         return body
 
-# %% ../nbs/03_deidentify.ipynb #f41d10e0
+# %% ../nbs/03_deidentify.ipynb #ba6079e4
 def _marks(
     walk: _Walk,
     looked_at: bool,  # the pixels, for burned-in text
@@ -711,10 +724,10 @@ def _beginning(
 ) -> bytes:
     "Preamble and file meta information, all new (DICOM PS3.10, 7.1)."
     plain = _Walk(walk.key, "", "", (), Identity())  # explicit VR, little endian
-    instance = str(ds.SOPInstanceUID).strip(" \0")
+    (instance,) = walk.uids([str(ds.SOPInstanceUID).strip(" \0")])
     group = plain.encoded(0x00020001, "OB", b"\0\1")
     group += plain.put(0x00020002, "UI", [str(ds.SOPClassUID).strip(" \0")])
-    group += plain.put(0x00020003, "UI", [instance if "uids" in walk.keep else walk.key.uid(instance)])
+    group += plain.put(0x00020003, "UI", [instance])
     group += plain.put(0x00020010, "UI", [syntax])
     group += plain.put(0x00020012, "UI", [uids.PYDICOM_IMPLEMENTATION_UID])
     group += plain.put(0x00020013, "SH", [f"LUNGSEG {lungseg.__version__}"])
@@ -767,11 +780,8 @@ def _drop_written_overlays(
         rows, columns, data = (e.value if e else None for e in said)
         bits = np.unpackbits(np.frombuffer(data or b"", np.uint8), bitorder="little")
         size = int(rows or 0) * int(columns or 0)
-        if (
-            not size
-            or len(bits) < size
-            or any(holds_text(f.reshape(rows, columns)) for f in _split(bits, size))
-        ):
+        whole = (group << 16 | 0x3000) in body and size and len(bits) >= size
+        if not whole or any(holds_text(f.reshape(rows, columns)) for f in _split(bits, size)):
             for tag in [t for t in body if t >> 16 == group]:
                 del body[tag]
             dropped.append((f"(60{group & 0xFF:02x},3000)", "X"))
@@ -1049,7 +1059,7 @@ def _write_keys(
         ) as f:
             csv.writer(f).writerows(rows)
 
-# %% ../nbs/03_deidentify.ipynb #35e57bd0
+# %% ../nbs/03_deidentify.ipynb #7f944db7
 _MUST = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality")
 _MODALITIES = {
     "CT",
@@ -1124,6 +1134,9 @@ class _Job:
     target: Path
     item: str  # the code it is called by
     patient: str = field(repr=False)
+    others: tuple[tuple[Path, str], ...] = field(
+        default=(), repr=False
+    )  # the same instance again, with codes
 
 
 @dataclass(frozen=True)
@@ -1164,17 +1177,13 @@ def _plan(
         if f.series[0]
         for d in f.dates
     }
-    names, numbers, counts, jobs, seen = {}, {}, Counter(), [], {}
+    names, numbers, counts, jobs, again = {}, {}, Counter(), [], defaultdict(list)
     groups = defaultdict(list)
-    for f in facts:
-        before = seen.setdefault(f.instance, f.path) if f.instance else f.path
-        reason = f.reason or (
-            f"the same SOPInstanceUID as {_code_of(key, src, before)}" if before != f.path else ""
-        )
-        if reason:
-            held.append((f.path, reason))
-        else:
+    held += [(f.path, f.reason) for f in facts if f.reason]
+    for f in (f for f in facts if not f.reason):
+        if f.instance not in again:
             groups[f.series].append(f)
+        again[f.instance].append((f.path, _code_of(key, src, f.path)))
     for (_, modality), members in groups.items():
         patient, modality = patients[members[0].path], modality if modality in _MODALITIES else "OTHER"
         case = names.setdefault(key.patient(patient), f"Case_{len(names):03d}")
@@ -1182,7 +1191,8 @@ def _plan(
         counts[case, modality] += 1
         folder = dst / case / f"{modality}_{counts[case, modality]}"
         for i, f in enumerate(sorted(members, key=lambda f: (f.position, f.path)), 1):
-            jobs.append(_Job(f.path, folder / f"{i:06d}.dcm", _code_of(key, src, f.path), patients[f.path]))
+            (path, code), *others = again[f.instance]
+            jobs.append(_Job(path, folder / f"{i:06d}.dcm", code, patients[path], tuple(others)))
     return _Plan(jobs, held, names, numbers, union(found for _, found in looked), frozenset(moved) - {None})
 
 
@@ -1194,7 +1204,7 @@ def _code_of(
     "What a source is called where its name must not be said."
     return f"file-{key.code('file', path.relative_to(src).as_posix(), 8)}"
 
-# %% ../nbs/03_deidentify.ipynb #3f2a8fe8
+# %% ../nbs/03_deidentify.ipynb #703f6728
 _OUR_WORDS = {w for o in OPTIONS.values() for w in o.meaning.lower().split()} | {
     "anonymous",
     "basic",
@@ -1202,6 +1212,17 @@ _OUR_WORDS = {w for o in OPTIONS.values() for w in o.meaning.lower().split()} | 
     "profile",
 }
 _OUR_WORDS |= {"confidentiality", "lungseg", "removed", "unmodified", "modified", "phantom"}
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    "What became of one file."
+
+    source: Path = field(repr=False)
+    target: Path
+    reason: str = ""  # why it is held, if it is
+    places: Counter = field(default_factory=Counter, repr=False)  # what was done where
+    unseen: bool = False  # its pixels were not looked at
 
 
 @dataclass
@@ -1220,18 +1241,33 @@ class _Work:
     def __call__(
         self,
         jobs: list[_Job],
-    ) -> list[
-        tuple[str, Counter, bool]
-    ]:  # why it is held, what was done where, whether its pixels were not looked at
+    ) -> list[list[_Outcome]]:  # of each job, and of the files that hold the same instance
         if self.search is None:
             self.search = Search(self.identity, but=self.moved | _OUR_WORDS)
         with quiet():
-            return [self._file(job) for job in jobs]
+            return [self._instance(job) for job in jobs]
+
+    def _instance(
+        self,
+        job: _Job,
+    ) -> list[_Outcome]:
+        "Pass on the first file of an instance that can be; the others are held."
+        outcomes, passed = [], ""
+        for source, item in [(job.source, job.item), *job.others]:
+            if passed:
+                outcomes.append(_Outcome(source, job.target, f"the same SOPInstanceUID as {passed}"))
+                continue
+            outcome = self._file(replace(job, source=source, item=item))
+            outcomes.append(outcome)
+            passed = "" if outcome.reason else item
+        if not passed and not self.what_if:
+            job.target.unlink(missing_ok=True)  # an earlier run may have passed what is held now
+        return outcomes
 
     def _file(
         self,
         job: _Job,
-    ) -> tuple[str, Counter, bool]:
+    ) -> _Outcome:
         "De-identify one file, or say why it is held back; the reason names no value."
         places, unseen = Counter(), False
         try:
@@ -1247,9 +1283,7 @@ class _Work:
             reason = f"cannot be read ({type(e).__name__})"
         except Exception as e:  # whatever a broken file provokes in the parser
             reason = f"cannot be de-identified ({type(e).__name__})"
-        if reason and not self.what_if:
-            job.target.unlink(missing_ok=True)  # an earlier run may have passed what is held now
-        return reason, places, unseen
+        return _Outcome(job.source, job.target, reason, places, unseen)
 
     def _judged(
         self,
@@ -1320,7 +1354,7 @@ def each(
                 yield result
                 bar.update(len(part))
 
-# %% ../nbs/03_deidentify.ipynb #35b38133
+# %% ../nbs/03_deidentify.ipynb #002b53dc
 def _check_folders(
     src: Path,
     dst: Path,
@@ -1419,19 +1453,17 @@ def deidentify(
         )
     work = _Work(key, keep, plan.identity, plan.moved, frozenset(release), what_if)
     parts = each(chunks(plan.jobs, 16), work, workers, "De-identifying", len(plan.jobs))
-    outcomes = list(zip(plan.jobs, chain.from_iterable(parts), strict=True))
-    held = [(job.source, reason) for job, (reason, _, _) in outcomes if reason]
-    codes = {path: _code_of(key, src, path) for path, _ in [*plan.held, *held]}
+    outcomes = list(chain.from_iterable(chain.from_iterable(parts)))
+    done = [o for o in outcomes if not o.reason]
+    held = [*plan.held, *((o.source, o.reason) for o in outcomes if o.reason)]
+    codes = {path: _code_of(key, src, path) for path, _ in held}
     result = Deidentified(
-        [(job.source, job.target) for job, (reason, _, _) in outcomes if not reason],
-        sorted(
-            (Held(codes[path], reason) for path, reason in [*plan.held, *held]),
-            key=lambda h: (h.reason, h.item),
-        ),
+        [(o.source, o.target) for o in done],
+        sorted((Held(codes[path], reason) for path, reason in held), key=lambda h: (h.reason, h.item)),
         plan.names,
         {code: path for path, code in codes.items()},
-        sum((places for _, (_, places, _) in outcomes), Counter()),
-        [job.target for job, (reason, _, unseen) in outcomes if unseen and not reason],
+        sum((o.places for o in outcomes), Counter()),
+        [o.target for o in done if o.unseen],
         plan.numbers,
         keep,
         what_if,

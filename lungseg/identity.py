@@ -175,7 +175,7 @@ def of_place(
     words = frozenset(form for w in telling for form in spellings(w))
     return whole | Identity(words=words, texts=frozenset(telling))
 
-# %% ../nbs/02a_identity.ipynb #ebc6e1a9
+# %% ../nbs/02a_identity.ipynb #bd27f9f8
 _MONTHS = "jan|feb|mar|mär|apr|may|mai|jun|jul|aug|sep|oct|okt|nov|dec|dez"
 _SEP = r"[\s./_\-]{1,2}"
 _DAY, _MONTH, _YEAR = r"(?:0?[1-9]|[12]\d|3[01])", r"(?:0?[1-9]|1[0-2])", r"(?:(?:18|19|20)\d\d)"
@@ -220,6 +220,7 @@ def _struck(
             f in identity.words or _inside(f, identity.words) for f in forms
         ):
             yield start, end
+            yield from _initials(text, [t[:2] for t in tokens], i, "'’")
         elif not forms[0].isascii() and any(w in forms[0] for w in identity.words if not w.isascii()):
             yield start, end
         joined = ""
@@ -227,6 +228,20 @@ def _struck(
             joined += others[0]
             if joined in identity.codes or (last == end and _inside(joined, identity.codes)):
                 yield start, last
+
+
+def _initials(
+    text: str,
+    spans: list[tuple[int, int]],  # of all words
+    at: int,  # the word that goes
+    joints: str,  # what may stand between
+) -> Iterator[tuple[int, int]]:
+    "Single letters beside a word that goes: they go with the name."
+    start, end = spans[at]
+    for first, last in spans[max(0, at - 1) : at] + spans[at + 1 : at + 2]:
+        between = text[min(end, last) : max(start, first)]
+        if last - first == 1 and text[first:last].isalpha() and not between.strip(joints):
+            yield first, last
 
 
 def _cut(
@@ -239,8 +254,8 @@ def _cut(
         if end <= at:
             continue
         kept, at, gap = _joined(kept, text[at : max(at, start)], gap), end, True
-    left = _joined(kept, text[at:], gap).strip() if gap else text
-    return left if words_of(left) else ""
+    left = _joined(kept, text[at:], gap).strip()
+    return (left if words_of(left) else "") if gap else text
 
 
 def _joined(
@@ -263,7 +278,7 @@ def strike(
     "Take an identity out of a text; and dates, UIDs, e-mail addresses and great ages, whoever's they are."
     return _cut(text, _struck(text, identity))
 
-# %% ../nbs/02a_identity.ipynb #e3700ca7
+# %% ../nbs/02a_identity.ipynb #f846cdac
 _NUMBER = r"\d{1,3}(?:[.,]\d{1,4})?"
 _UNIT = (
     "(?:mm|cm|m|ml|cc|s|sec|ms|min|h|kv|kvp|kev|ma|mas|mgy|gy|cgy|hu|mci|mbq|hz|fps|ph|x|w|wk|wks|mo|mon|mth"
@@ -325,10 +340,7 @@ def _unknown(
     for i, token in enumerate(tokens):
         if not is_harmless(token[0]):
             yield token.span()
-            for other in tokens[max(0, i - 1) : i + 2]:  # initials go with the name
-                between = text[min(token.end(), other.end()) : max(token.start(), other.start())]
-                if len(other[0]) == 1 and other[0].isalpha() and not between.strip(" .'’-"):
-                    yield other.span()
+            yield from _initials(text, [t.span() for t in tokens], i, " .'’-")
         run = []
         for other in tokens[i:]:
             if not other[0].isdigit() or (run and text[run[-1].end() : other.start()].strip(" -./+()")):
