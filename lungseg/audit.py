@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['Finding', 'Audit', 'audit', 'write_findings']
 
-# %% ../nbs/03a_audit.ipynb #8d6fdc03
+# %% ../nbs/03a_audit.ipynb #328b6d1c
 import os
 import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator
 from csv import writer
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -107,7 +107,7 @@ def _has_prose(
     data = value if isinstance(value, bytes) else str(value).encode("utf-8", "replace")
     return bool(re.search(rb"[A-Za-z\x80-\xff]{4,}", data)) and b"\0\0" not in data[:64]
 
-# %% ../nbs/03a_audit.ipynb #ccf0207a
+# %% ../nbs/03a_audit.ipynb #17062f60
 def _places(
     ds: Dataset,
     data: bytes,
@@ -130,21 +130,33 @@ def _place_of(
 
 def _look(
     path: Path,
-) -> Identity:
-    "What the header of one file gives away."
+) -> tuple[Identity, str]:
+    "What the header of one file gives away, and its pseudonym."
     try:
         ds = dcmread(path, stop_before_pixels=True, force=True)
         pseudonym = squeezed(str(ds.get("PatientID") or "")) if _is_pseudonym(ds) else ""
-        return union(found for _, _, found in _said(ds, pseudonym))
+        return union(found for _, _, found in _said(ds, pseudonym)), pseudonym
     except Exception:  # whatever a broken file provokes in the parser
-        return Identity()
+        return Identity(), ""
 
 
 def _look_through(
     paths: list[Path],
-) -> list[Identity]:
+) -> list[tuple[Identity, str]]:
     with quiet():
         return [_look(path) for path in paths]
+
+
+def _without(
+    identity: Identity,
+    pseudonyms: set[str],  # squeezed
+) -> Identity:
+    "An identity without the numbers that other files say are pseudonyms."
+    kept = {
+        f: frozenset(t for t in getattr(identity, f) if squeezed(t) not in pseudonyms)
+        for f in ("codes", "texts")
+    }
+    return replace(identity, **kept)
 
 
 def _originals(
@@ -242,7 +254,7 @@ def _audit_files(
     with quiet():
         return [_audit_file(path, search) for path in paths]
 
-# %% ../nbs/03a_audit.ipynb #cee96389
+# %% ../nbs/03a_audit.ipynb #c57def53
 def _shown(
     number: int,
     path: Path,
@@ -273,11 +285,14 @@ def audit(
     folder = Path(folder)
     paths, others = find_dicom(folder)
     everything = sorted([*paths, *(folder / h.item for h in others)])
-    seen = list(each(chunks(paths, 32), _look_through, workers, "Reading headers", len(paths)))
+    seen = list(
+        chain.from_iterable(each(chunks(paths, 32), _look_through, workers, "Reading headers", len(paths)))
+    )
+    identity = _without(union(found for found, _ in seen), {pseudonym for _, pseudonym in seen} - {""})
     if against is not None:
         originals, _ = find_dicom(against)
-        seen += list(each(chunks(originals, 32), _originals, workers, "Reading originals", len(originals)))
-    identity = union(chain.from_iterable(seen))
+        parts = each(chunks(originals, 32), _originals, workers, "Reading originals", len(originals))
+        identity |= union(chain.from_iterable(parts))
     work = partial(_audit_files, identity=identity)
     found = chain.from_iterable(each(chunks(everything, 32), work, workers, "Searching", len(everything)))
     findings, named = [], {}

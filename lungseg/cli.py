@@ -539,7 +539,7 @@ def step(
     yield
     timings[name] = round(perf_counter() - start, 1)
 
-# %% ../nbs/18_cli.ipynb #6f2a7fb6
+# %% ../nbs/18_cli.ipynb #6534c2d5
 def safe_cases(
     data: Path,  # a cohort
     work: Path,  # gets the tag table, the de-identified files and their secret
@@ -547,14 +547,15 @@ def safe_cases(
     "Find a cohort's cases and, if they are DICOM, tabulate their tags and go on with de-identified copies."
     from lungseg.cohort import find_cases, is_note, new_names, relocate
     from lungseg.deidentify import deidentify
-    from lungseg.dicom import differences, identity_claims, tag_table
+    from lungseg.dicom import differences, identity_claims, survey, tag_table
 
     found = find_cases(data)
     if all(_is_volume(file) for case in found.cases for file in case.image):
         return found, [], {}
     done = deidentify(data, work / "deidentified", secret=work / "secret", workers=2, replace=True)
     names = new_names(found, dict(done.files))
-    table, claims = (t.rename(index=names) for t in (tag_table(data), identity_claims(data)))
+    seen = survey(data)
+    table, claims = (t.rename(index=names) for t in (tag_table(seen), identity_claims(seen)))
     with writing(work / "tags.csv") as beside:
         table.to_csv(beside)
     facts = {"differences": differences(table), "identity": identity_words(claims)}

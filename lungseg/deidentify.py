@@ -323,7 +323,7 @@ def identity_of(
         gatherer.add(ds)
     return union(gatherer.found)
 
-# %% ../nbs/03_deidentify.ipynb #2c766e08
+# %% ../nbs/03_deidentify.ipynb #ea47a86e
 _DUMMY = dict(
     AE="ANONYMOUS", AS="000D", CS="ANONYMOUS", DA="19000101", DT="19000101000000", TM="000000"
 ) | dict(DS="0", IS="0", PN="Anonymous", UR="urn:removed")
@@ -662,10 +662,8 @@ class _Walk:
             ):
                 continue
             texts = texts_of(element, vr, encodings) if vr in TEXT_VRS else []
-            if (
-                all(self._kept(0, vr, "K", t) == t for t in texts)
-                and len(element.value) % SIZES.get(vr, 1) == 0
-            ):
+            torn = isinstance(element.value, bytes) and len(element.value) % SIZES.get(vr, 1)
+            if not torn and all(self._kept(0, vr, "K", t) == t for t in texts):
                 body |= {
                     creator: self.put(creator, "LO", [creators[creator]]),
                     tag: self.carried(tag, vr, element),

@@ -175,7 +175,7 @@ def of_place(
     words = frozenset(form for w in telling for form in spellings(w))
     return whole | Identity(words=words, texts=frozenset(telling))
 
-# %% ../nbs/02a_identity.ipynb #bd27f9f8
+# %% ../nbs/02a_identity.ipynb #8fd6224b
 _MONTHS = "jan|feb|mar|mär|apr|may|mai|jun|jul|aug|sep|oct|okt|nov|dec|dez"
 _SEP = r"[\s./_\-]{1,2}"
 _DAY, _MONTH, _YEAR = r"(?:0?[1-9]|[12]\d|3[01])", r"(?:0?[1-9]|1[0-2])", r"(?:(?:18|19|20)\d\d)"
@@ -265,7 +265,7 @@ def _joined(
 ) -> str:
     if not gap:
         return kept + piece
-    piece, kept = piece.lstrip(" ^,;:/_-.="), kept.rstrip(" ^,;:/_-.=([<")
+    piece, kept = piece.lstrip(" ^,;:/_-.='"), kept.rstrip(" ^,;:/_-.='([<")
     if kept.count("(") <= kept.count(")"):
         piece = piece.lstrip(" )]>")
     return f"{kept} {piece}".strip()

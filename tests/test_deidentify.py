@@ -3,21 +3,24 @@
 import json
 import shutil
 import subprocess
+import sys
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
 from shutil import which
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image, ImageDraw, ImageFont
 from pydicom import Dataset, Sequence, dcmread
 from pydicom.data import get_testdata_file
 from pydicom.datadict import dictionary_VR, keyword_for_tag
 from realdata import real
 
 from lungseg.core import InputError
-from lungseg.deidentify import RESEARCH, deidentify, deidentify_dataset, load_table
+from lungseg.deidentify import OPTIONS, RESEARCH, deidentify, deidentify_dataset, load_table
 from lungseg.dicom import identity_claims
 from lungseg.identity import clean_text
 from lungseg.phantom import draw_phantom, write_phantom, write_rtstruct
@@ -361,3 +364,186 @@ def test_real_series_keep_their_pixels_and_conform_as_before(name, tmp_path):
         assert before.file_meta.TransferSyntaxUID == after.file_meta.TransferSyntaxUID
         said = str(before.get("PatientName") or "").encode()
         assert len(said) < 5 or said == b"Anonymous" or said not in target.read_bytes()
+
+
+# Options
+
+
+def planted_option_set(slice_: Dataset) -> Dataset:
+    "A slice with something for each option."
+    ds = Dataset()
+    ds.update(slice_)
+    ds.set_original_encoding(False, True, "ISO_IR 100")
+    ds.file_meta = slice_.file_meta
+    ds.InstitutionName, ds.DeviceSerialNumber, ds.PatientAge = "Utopia Clinic", "SN-12345", "093Y"
+    ds.StudyDate, ds.SeriesDescription, ds.PatientSex = "20240301", "Chest axial Quirrenbach", "F"
+    ds.add_new(0x00190010, "LO", "GEMS_ACQU_01")
+    ds.add_new(0x00191023, "DS", "39.4")  # table speed, called safe by the standard
+    ds.add_new(0x00191099, "LO", f"for {PLANTED}")
+    for group, text in ((0x6000, False), (0x6002, True)):
+        bits = np.zeros((32, 64), np.uint8)
+        bits[10:20, 10:20] = 1
+        if text:
+            font = ImageFont.load_default()
+            image = Image.new("L", (64, 32))
+            ImageDraw.Draw(image).text((2, 8), PLANTED[:9], fill=255, font=font)
+            bits = (np.array(image) > 128).astype(np.uint8)
+        ds.add_new((group, 0x0010), "US", 32)
+        ds.add_new((group, 0x0011), "US", 64)
+        ds.add_new((group, 0x0040), "CS", "G")
+        ds.add_new((group, 0x0050), "SS", [1, 1])
+        ds.add_new((group, 0x0100), "US", 1)
+        ds.add_new((group, 0x0102), "US", 0)
+        ds.add_new((group, 0x1500), "LO", f"drawn by {PLANTED}")
+        ds.add_new((group, 0x3000), "OW", np.packbits(bits, axis=None, bitorder="little").tobytes())
+    item = Dataset()
+    item.ValueType, item.TextValue, item.PersonName = "TEXT", f"lung of {PLANTED}", PLANTED
+    ds.AcquisitionContextSequence = Sequence([item])
+    return ds
+
+
+@pytest.mark.parametrize("option", [o for o in OPTIONS if o != "pixel data"])
+def test_an_option_does_what_its_code_says_and_nothing_else(slice_, option):
+    ds = planted_option_set(slice_)
+    after = deidentify_dataset(ds, secret=SECRET, keep=(option,))
+    assert [c.CodeValue for c in after.DeidentificationMethodCodeSequence] == ["113100", OPTIONS[option].code]
+    assert PLANTED.lower() not in after.to_json().lower()
+    context = after.get("AcquisitionContextSequence") or []
+    done = {
+        "institution": after.get("InstitutionName") == "Utopia Clinic",
+        "device": after.get("DeviceSerialNumber") == "SN-12345",
+        "patient characteristics": (after.get("PatientSex"), after.get("PatientAge")) == ("F", "090Y"),
+        "full dates": after.StudyDate == "20240301",
+        "modified dates": after.StudyDate not in ("20240301", ""),
+        "descriptors": after.get("SeriesDescription") == "Chest axial",
+        "uids": after.SOPInstanceUID == ds.SOPInstanceUID,
+        "safe private": (0x0019, 0x1023) in after and (0x0019, 0x1099) not in after,
+        "graphics": (0x6000, 0x3000) in after and (0x6002, 0x3000) not in after,
+        "structured content": bool(context) and context[0].get("TextValue") == "lung of",
+    }
+    assert [name for name, is_so in done.items() if is_so] == [option]
+
+
+def test_all_options_at_once_still_leave_nobody(slice_):
+    ds = planted_option_set(slice_)
+    after = deidentify_dataset(ds, secret=SECRET, keep=[o for o in OPTIONS if o != "full dates"])
+    assert PLANTED.lower() not in after.to_json().lower() and not after.PatientBirthDate
+
+
+def test_writing_is_painted_over_with_the_pixel_data_option(cohort, tmp_path):
+    (tmp_path / "in").mkdir()
+    ds = dcmread(draw_and_write(tmp_path / "big"))
+    image = Image.new("L", ds.pixel_array.shape[::-1])
+    ImageDraw.Draw(image).text((10, 10), f"{PLANTED} 1951", fill=255, font=ImageFont.load_default(18))
+    pixels = ds.pixel_array.copy()
+    pixels[np.array(image) > 128] = 3000
+    ds.PixelData = pixels.tobytes()
+    ds.save_as(tmp_path / "in" / "a.dcm")
+    held = deidentify(tmp_path / "in", tmp_path / "held", secret=SECRET)
+    assert [h.reason for h in held.held] == ["PixelData: something that looks like writing"]
+    clean = deidentify(tmp_path / "in", tmp_path / "clean", secret=SECRET, keep=(*RESEARCH, "pixel data"))
+    after = dcmread(clean.files[0][1])
+    assert after.BurnedInAnnotation == "NO"
+    assert "113101" in [c.CodeValue for c in after.DeidentificationMethodCodeSequence]
+    assert not (after.pixel_array[np.array(image) > 128] == 3000).any()
+    body = np.array(image) == 0
+    assert (after.pixel_array[40:][body[40:]] == pixels[40:][body[40:]]).all()
+
+
+def draw_and_write(folder: Path) -> Path:
+    "One slice of 256 x 256."
+    return write_phantom(draw_phantom(3, size=256, slices=1), folder, name="A^B", patient_id="C-1")[0]
+
+
+# A batch
+
+
+def test_what_if_says_the_same_and_writes_nothing(cohort, tmp_path):
+    dry = deidentify(cohort, tmp_path / "out", secret=tmp_path / "secret", what_if=True)
+    assert list(tmp_path.iterdir()) == []
+    wet = deidentify(cohort, tmp_path / "out", secret=SECRET)
+    assert dry.what_if and len(dry.files) == len(wet.files) and dry.places == wet.places
+
+
+def test_report_and_messages_name_nobody_and_the_key_map_is_for_its_owner(cohort, tmp_path, capfd):
+    bad = Path(shutil.copytree(cohort, tmp_path / "in")) / f"{PLANTED}.txt"
+    bad.write_text("a letter")
+    result = deidentify(tmp_path / "in", tmp_path / "out", secret=SECRET)
+    said = "".join(capfd.readouterr()) + str(result) + repr(result) + repr(result.held) + str(result.rows())
+    said += (tmp_path / "out.report.html").read_text() + (tmp_path / "out.report.csv").read_text()
+    assert PLANTED.lower() not in said.lower() and "19510203" not in said
+    keys = tmp_path / "out.keys.csv"
+    assert keys.stat().st_mode & 0o777 == 0o600 and PLANTED in keys.read_text()
+    assert result.sources[result.held[0].item] == bad
+
+
+def test_a_killed_run_leaves_no_half_file_and_the_next_one_finishes(cohort, tmp_path):
+    out = tmp_path / "out"
+    work = (
+        "import os, signal\n"
+        "from lungseg import deidentify as d\n"
+        "seen, replace = [], os.replace\n"
+        "def stop(a, b):\n"
+        "    seen.append(b)\n"
+        "    if len(seen) == 6:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    replace(a, b)\n"
+        "os.replace = stop\n"
+        f"d.deidentify({str(cohort)!r}, {str(out)!r}, secret={SECRET!r})\n"
+    )
+    assert subprocess.run([sys.executable, "-c", work], capture_output=True).returncode == -9
+    assert len([p for p in out.rglob("*.dcm") if not p.name.startswith(".")]) == 5
+    assert [p for p in out.rglob(".*.dcm")], "the run was killed between writing and renaming"
+    for path in out.rglob("[0-9]*.dcm"):
+        assert dcmread(path).PatientIdentityRemoved == "YES"
+    result = deidentify(cohort, out, secret=SECRET)
+    assert {p for p in out.rglob("*") if p.is_file()} == {target for _, target in result.files}
+    whole = deidentify(cohort, tmp_path / "whole", secret=SECRET)
+    assert [b.read_bytes() for _, b in result.files] == [b.read_bytes() for _, b in whole.files]
+
+
+def test_of_two_files_of_one_instance_the_sound_one_passes(cohort, tmp_path):
+    good = next(cohort.rglob("000000.dcm")).read_bytes()
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a").write_bytes(good[:-500])
+    (tmp_path / "in" / "b").write_bytes(good)
+    (tmp_path / "in" / "c").write_bytes(good)
+    result = deidentify(tmp_path / "in", tmp_path / "out", secret=SECRET)
+    assert [source.name for source, _ in result.files] == ["b"]
+    held = {result.sources[h.item].name: h.reason for h in result.held}
+    assert held["a"] == "PixelData: cut short" and held["c"].startswith("the same SOPInstanceUID as file-")
+
+
+def test_a_later_delivery_fits_an_earlier_one(cohort, tmp_path):
+    "Pseudonyms, UIDs and shifts are the same though the second batch holds one patient only."
+    first = deidentify(cohort, tmp_path / "first", secret=SECRET)
+    one = shutil.copytree(cohort / f"{PLANTED}^Patient1", tmp_path / "in" / "new name")
+    second = deidentify(one.parent, tmp_path / "second", secret=SECRET)
+    before = {dcmread(b).SOPInstanceUID: dcmread(b) for _, b in first.files}
+    for _, target in second.files:
+        after = dcmread(target)
+        assert before[after.SOPInstanceUID].PatientID == after.PatientID
+        assert before[after.SOPInstanceUID].StudyDate == after.StudyDate
+
+
+def test_pixels_of_every_transfer_syntax_are_carried_over(tmp_path):
+    bundled = Path(get_testdata_file("CT_small.dcm")).parent
+    src = tmp_path / "in"
+    src.mkdir()
+    for i, path in enumerate(sorted(p for p in bundled.glob("*.dcm") if p.stat().st_size < 1_000_000)):
+        try:
+            ds = dcmread(path)
+            if ds.SOPClassUID.name not in ("CT Image Storage", "MR Image Storage", "RT Dose Storage"):
+                continue
+            ds.SOPInstanceUID = f"1.2.3.{i}"
+            ds.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.{i}"
+            ds.save_as(src / path.name)
+        except Exception:  # a file that pydicom itself cannot read or write again
+            continue
+    result = deidentify(src, tmp_path / "out", secret=SECRET)
+    syntaxes = {dcmread(target).file_meta.TransferSyntaxUID.name for _, target in result.files}
+    assert len(syntaxes) >= 6, syntaxes
+    for source, target in result.files:
+        before, after = dcmread(source), dcmread(target)
+        assert before.PixelData == after.PixelData
+        assert before.file_meta.TransferSyntaxUID == after.file_meta.TransferSyntaxUID

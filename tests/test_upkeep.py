@@ -19,7 +19,9 @@ NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
 
 def table() -> list[str]:
     "The modules of CONTRIBUTING.md's table, top to bottom."
-    rows = re.findall(r"^\| `(\d\d[a-z]?_\w+)` \|", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.M)
+    rows = re.findall(
+        r"^\| `(\d\d[a-z]?_\w+)` \|", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.M
+    )
     return [row.partition("_")[2] for row in rows]
 
 
