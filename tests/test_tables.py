@@ -208,7 +208,8 @@ def folded(text: str) -> str:
     "Lower case without accents; signs of East Asia as they are."
     if ASIAN.search(text):
         return text
-    return "".join(c for c in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(c))
+    plain = text.casefold().translate(str.maketrans("øłı", "oli"))
+    return "".join(c for c in unicodedata.normalize("NFKD", plain) if not unicodedata.combining(c))
 
 
 def test_words_are_folded_and_stand_once_in_sorted_blocks():
@@ -241,6 +242,20 @@ DESCRIPTIONS = """
     TC torace-addome con mdc | lesioni polmonari | Pulmão 1mm | TC TÓRAX SEM CONTRASTE | Janela pulmonar
     CT thorax met contrast | CT Thorax zonder contrast | Longembolie | REKONSTRUKCJA PLUCNA | plucne 5.0 B50f
     胸部CT平扫+增强 | 纵隔窗 | 胸部 単純 | 肺野条件 | 低剂量胸部CT | 흉부 CT
+    Thorax^01_Lunge_HR (Erwachsener) | PE-Protokoll KM art. | Lungenrundherd rechter Unterlappen, Verlauf
+    CT-Thorax/Abdomen in portalvenöser Phase | Polytraumaspirale Erwachsene | Rückenmark abzüglich PTV
+    TDM thoracique sans injection | Nodule du lobe supérieur droit | Pneumopathie interstitielle diffuse
+    Fenêtre médiastinale | TC de tórax alta resolución | TAC toracoabdominopélvico | Médula espinal
+    Estadificación inicial | TC torace ad alta risoluzione senza mezzo di contrasto | Polmoni meno PTV
+    Protocollo pediatrico | TC de tórax sem contraste, baixa dose | Nódulo pulmonar em seguimento
+    CT longembolie volwassene | Laagdosis CT-thorax, controle na 3 maanden | Rechterlong min PTV
+    CT af thorax og øvre abdomen med kontrast | HRCT lunger inspirasjon og ekspirasjon | Høyre lunge
+    DT thorax lågdos uppföljning | Vänster lunga | Keuhkojen ohutleike TT | Vartalon TT varjoaineella
+    TK klatki piersiowej bez kontrastu | Płuco prawe | CT hrudníku s kontrastní látkou | Levá plíce
+    Alacsony dózisú mellkas CT | Bal tüdő | CT torace fără contrast | Plămân stâng | Toraks BT kontrastsız
+    Düşük doz akciğer BT | ОГК нативное | Низкодозная КТ легких | КТ ОГК с контрастированием | Спинной мозг
+    Αξονική τομογραφία θώρακος υψηλής ευκρίνειας | CT ΘΩΡΑΚΟΣ ΜΕ ΣΚΙΑΓΡΑΦΙΚΟ | CT toraksa nativno
+    肺がん検診 低線量 | 胸部造影 動脈相 | 肺结节 随访 | 全身断层显像 | 저선량 흉부 | 조영증강
 """
 
 
@@ -303,7 +318,29 @@ NAMES = """
     gerhard monika ingrid renate helga jean marie pierre jacques louis nathalie isabelle giuseppe giovanni
     antonio maria anna lucia luz jose juan carlos pedro pilar rocio dolores consuelo mercedes joao luis
     fatima mohammed ahmed ali hassan hussein fatma mehmet priya rahul singh kumar patel khan das rao sen
-    lola luna dante logan major christian gross sophie emma olivia noah liam ben
+    lola luna dante logan major christian gross sophie emma olivia noah liam ben blanco cortes delgado nino
+    nina ed assis libero tisch dunne levy rak plata till noto uma
+    yilmaz kaya demir sahin celik yildiz yildirim ozturk aydin ozdemir arslan dogan kilic aslan cetin kara
+    koc kurt ozkan simsek polat korkmaz erdogan aksoy tekin bulut deniz gunes yavuz aktas turk mustafa ahmet
+    ayse emine hatice zeynep elif murat emre hasan huseyin ibrahim osman yusuf omer ramazan meryem
+    ivanov smirnov kuznetsov popov sokolov lebedev kozlov novikov morozov petrov volkov ivanova petrova
+    иванов смирнов кузнецов попов васильев петров соколов михаилов новиков федоров морозов волков алексеев
+    лебедев семенов егоров павлов козлов степанов николаев орлов андреев макаров никитин захаров иванова
+    петрова кузнецова шевченко бондаренко коваленко ткаченко александр сергеи дмитрии андреи алексеи иван
+    максим лев вера любовь надежда роман елена ольга наталья татьяна ирина анна мария светлана юлия
+    nowak kowalski wisniewski wojcik kowalczyk kaminski lewandowski zielinski szymanski wozniak dabrowski
+    kozlowski mazur krawczyk zajac krol wrobel wieczorek duda lis baran gorny guza krzysztof stanislaw
+    tomasz pawel marcin piotr agnieszka malgorzata katarzyna ewa zofia novotny dvorak cerny prochazka
+    kucera vesely horak nemec maly stary jiri petr vaclav tereza horvat kovacevic babic maric popovic
+    johansson andersson karlsson nilsson eriksson larsson olsson persson svensson gustafsson lindberg
+    lindstrom berg bergstrom nielsen pedersen christensen rasmussen jorgensen madsen olsen hagen solberg
+    dahl lund moen strand karl lars anders bjorn erik nils ole kari astrid sven korhonen virtanen makinen
+    nieminen makela hamalainen laine heikkinen koskinen jarvinen niemi salo matti timo juha tuula
+    papadopoulos vlachos angelopoulos georgiou nikolaidis παπαδοπουλοσ βλαχοσ γεωργιου δημητριου ιωαννου
+    παπαδακησ νικολαου γεωργιοσ ιωαννησ κωνσταντινοσ δημητριοσ νικολαοσ μαρια ελενη αικατερινη
+    nagy kovacs toth szabo horvath varga kis molnar nemeth farkas balogh papp takacs juhasz lakatos meszaros
+    simon racz fekete szilagyi torok feher balazs gal vekony vastag istvan laszlo zoltan sandor ferenc
+    popescu ionescu popa radu dumitru stan stoica gheorghe matei ciobanu rusu andrei ion mihai elena
 """
 
 
@@ -316,4 +353,4 @@ def test_words_that_are_names_too_stand_in_the_last_block():
     heading, *lines = BLOCKS[-1].splitlines()
     assert heading.startswith("# Words that are names too")
     words = " ".join(lines).split()
-    assert {"sharp", "glass", "post", "wall", "smart", "brain"} <= set(words) and len(words) < 300
+    assert {"sharp", "glass", "post", "wall", "smart", "brain"} <= set(words) and len(words) < 350
