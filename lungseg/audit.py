@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Finding', 'Audit', 'audit', 'write_findings']
 
-# %% ../nbs/03a_audit.ipynb #328b6d1c
+# %% ../nbs/03a_audit.ipynb #12f36381
 import os
 import re
 import zlib
@@ -24,7 +24,7 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 from .burned_in import holds_text
 from .core import writing
 from .deidentify import OBJECTS, SCREENS, pixel_frames
-from .deidentify import Gatherer, chunks, each, of_text, source_of
+from .deidentify import Gatherer, chunks, each, hands, of_text, source_of
 from .elements import encodings_of, items_of, keyword_of, quiet, right_vr, texts_of, vr_of
 from .dicom import find_dicom, why_not_dicom
 from .identity import FILLERS, Identity, Search, is_harmless, squeezed, strike, union, words_of
@@ -254,7 +254,7 @@ def _audit_files(
     with quiet():
         return [_audit_file(path, search) for path in paths]
 
-# %% ../nbs/03a_audit.ipynb #c57def53
+# %% ../nbs/03a_audit.ipynb #c6f005ba
 def _shown(
     number: int,
     path: Path,
@@ -285,16 +285,14 @@ def audit(
     folder = Path(folder)
     paths, others = find_dicom(folder)
     everything = sorted([*paths, *(folder / h.item for h in others)])
-    seen = list(
-        chain.from_iterable(each(chunks(paths, 32), _look_through, workers, "Reading headers", len(paths)))
-    )
-    identity = _without(union(found for found, _ in seen), {pseudonym for _, pseudonym in seen} - {""})
-    if against is not None:
-        originals, _ = find_dicom(against)
-        parts = each(chunks(originals, 32), _originals, workers, "Reading originals", len(originals))
+    originals = find_dicom(against)[0] if against is not None else []
+    with hands(workers) as executor:
+        seen = list(chain.from_iterable(each(chunks(paths, 16), _look_through, executor, "Reading headers")))
+        identity = _without(union(found for found, _ in seen), {pseudonym for _, pseudonym in seen} - {""})
+        parts = each(chunks(originals, 16), _originals, executor, "Reading originals") if originals else []
         identity |= union(chain.from_iterable(parts))
-    work = partial(_audit_files, identity=identity)
-    found = chain.from_iterable(each(chunks(everything, 32), work, workers, "Searching", len(everything)))
+        work = partial(_audit_files, identity=identity)
+        found = list(chain.from_iterable(each(chunks(everything, 32), work, executor, "Searching")))
     findings, named = [], {}
     for number, (path, places) in enumerate(zip(everything, found, strict=True), 1):
         inside = path.relative_to(folder)

@@ -7,11 +7,12 @@ __all__ = ['HU', 'Mask', 'Labels', 'Affine', 'T', 'LungsegError', 'InputError', 
            'CohortError', 'ModelError', 'SiteError', 'Held', 'rng', 'progress', 'pool', 'writing', 'write_json',
            'read_json']
 
-# %% ../nbs/00_core.ipynb #3147ca3a
+# %% ../nbs/00_core.ipynb #3495fdbd
 import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int16, UInt8
+from tqdm import TMonitor
 from tqdm.auto import tqdm
 
 # %% ../nbs/00_core.ipynb #c89e0305
@@ -99,14 +101,21 @@ def progress(
     silent = os.environ.get("TQDM_DISABLE", "0") not in ("", "0")  # in a kernel, tqdm itself does not look
     return tqdm(items, desc, total, unit=unit, mininterval=seldom, dynamic_ncols=True, disable=silent)
 
-# %% ../nbs/00_core.ipynb #f0fbcb61
+# %% ../nbs/00_core.ipynb #3cb602a9
 @contextmanager
 def pool(
     workers: int,  # processes
+    *,
+    light: bool = False,  # the work needs no threads: processes may be forked, which start at once
 ) -> Iterator[ProcessPoolExecutor]:  # give it work with `.map` or `.submit`
     "Worker processes that are done with when the block is; if the block fails, what has not begun is cancelled."
     ignore = (signal.SIGINT, signal.SIG_IGN)
-    executor = ProcessPoolExecutor(workers, get_context("spawn"), initializer=signal.signal, initargs=ignore)
+    others = [
+        t for t in threading.enumerate() if t is not threading.main_thread() and not isinstance(t, TMonitor)
+    ]
+    fork = light and not others and sys.platform == "linux"  # a forked thread would leave its locks behind
+    context = get_context("fork" if fork else "spawn")
+    executor = ProcessPoolExecutor(workers, context, initializer=signal.signal, initargs=ignore)
     try:
         yield executor
     except BaseException:  # Ctrl-C is no Exception

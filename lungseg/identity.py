@@ -46,29 +46,32 @@ def spellings(
     undone = re.sub("([aou])e", r"\1", folded(word)[-1])
     return tuple(dict.fromkeys([*folded(word), undone] if len(undone) > 2 else folded(word)))
 
-# %% ../nbs/02a_identity.ipynb #0ff71e26
+# %% ../nbs/02a_identity.ipynb #69e7fda2
 @lru_cache
-def _blocks() -> tuple[frozenset[str], frozenset[str]]:
+def _blocks() -> dict[str, frozenset[str]]:
+    "The words of the list: those that are nobody's name, stems of such words, and those that are names too."
     text = (files("lungseg") / "tables" / "descriptor_words.txt").read_text(encoding="utf-8")
-    parts = text.partition("# Words that are names too")
-    lines = (
-        [line for line in part.splitlines()[i:] if not line.startswith("#")]
-        for i, part in ((0, parts[0]), (1, parts[2]))
-    )
-    words, names = (frozenset(folded(w)[0] for line in part for w in line.split()) for part in lines)
-    return words - names, names
+    found, here = {"words": set(), "stems": set(), "names": set()}, "words"
+    for line in text.splitlines():
+        if line.startswith("#"):
+            heads = {"# Stems": "stems", "# Words that are names too": "names"}
+            here = next((block for head, block in heads.items() if line.startswith(head)), "words")
+        else:
+            found[here].update(folded(word)[0] for word in line.split())
+    found["words"] -= found["names"]
+    return {block: frozenset(words) for block, words in found.items()}
 
 
 def vocabulary() -> frozenset[str]:  # as `folded` writes them
     "Words that describe an examination and are nobody's name."
-    return _blocks()[0]
+    return _blocks()["words"]
 
 
 def _described(
     word: str,
 ) -> bool:
     "Whether a word describes an examination, even if it is a name too."
-    return any(form in part for form in folded(word) for part in _blocks())
+    return any(form in _blocks()[block] for form in folded(word) for block in ("words", "names"))
 
 # %% ../nbs/02a_identity.ipynb #c5cc1d8c
 _TITLES = frozenset(
@@ -278,7 +281,7 @@ def strike(
     "Take an identity out of a text; and dates, UIDs, e-mail addresses and great ages, whoever's they are."
     return _cut(text, _struck(text, identity))
 
-# %% ../nbs/02a_identity.ipynb #f846cdac
+# %% ../nbs/02a_identity.ipynb #c3895599
 _NUMBER = r"\d{1,3}(?:[.,]\d{1,4})?"
 _UNIT = (
     "(?:mm|cm|m|ml|cc|s|sec|ms|min|h|kv|kvp|kev|ma|mas|mgy|gy|cgy|hu|mci|mbq|hz|fps|ph|x|w|wk|wks|mo|mon|mth"
@@ -301,18 +304,62 @@ _TOKEN = re.compile(
     rf"{_ABBREVIATIONS}|\d+(?:[.,]\d+)?(?:x\d+(?:[.,]\d+)?)+[^\W\d_]*|\d+[.,]\d+[^\W\d_]*|[^\W_]+",
     re.IGNORECASE,
 )
-_PIECE = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-zß-öø-ÿ]+|[A-Z]+|\d+|[^\W\d_a-zA-Z]+")
 
 
-def _is_made_of_words(
+_EAST_ASIAN = re.compile(r"[\u1100-\u11ff\u3040-\u30ff\u3130-\u318f\u3400-\u9fff\uac00-\ud7af\d]+")
+
+
+def _is_cut(
     text: str,
 ) -> bool:
-    "Whether a text in a script without spaces can be cut into known words; numbers may stand between them."
+    "Whether a text of a script without spaces can be cut into known words and numbers."
+    if not _EAST_ASIAN.fullmatch(text):
+        return False
     cut = [True] + [False] * len(text)  # cut[i]: the first i signs can be
     for end in range(1, len(text) + 1):
         digit = text[end - 1].isdigit() and cut[end - 1]
-        cut[end] = digit or any(cut[at] and _described(text[at:end]) for at in range(max(0, end - 12), end))
+        cut[end] = digit or any(cut[at] and _described(text[at:end]) for at in range(max(0, end - 16), end))
     return cut[-1]
+
+
+@lru_cache
+def _long() -> tuple[frozenset[str], frozenset[str]]:
+    "Words of seven letters and more, and beginnings of longer ones."
+    words = {w for w in vocabulary() if len(w) > 6 and w.isalpha()}
+    return frozenset(words), frozenset(w[:i] for w in words if len(w) > 8 for i in range(7, len(w)))
+
+
+def _is_formed(
+    word: str,
+) -> bool:
+    "Whether a word is formed from known ones: inflected, cut short, joined from two, or on a known stem."
+    words, beginnings = _long()
+    for form in folded(word):
+        n = len(form)
+        if n > 5 and any(stem in form for stem in _blocks()["stems"]):
+            return True
+        if form in beginnings or any(form[:i] in words for i in range(max(7, n - 3), n)):
+            return True
+        for i in range(4, n - 3):
+            ends = (form[i:], form[i + 1 :]) if form[i] == "s" else (form[i:],)
+            if form[:i] in vocabulary() and any(
+                e in vocabulary() and max(i, len(e)) > 4 and len(e) > 3 for e in ends
+            ):
+                return True
+    return False
+
+
+def _pieces(
+    token: str,
+) -> list[str]:
+    "Parts of a token: words that begin with a capital, runs of capitals, numbers."
+    cuts = [0]
+    for i in range(1, len(token)):
+        a, b, c = token[i - 1], token[i], token[i + 1 : i + 2]
+        apart = a.isdigit() != b.isdigit() or bool(_EAST_ASIAN.match(a)) != bool(_EAST_ASIAN.match(b))
+        if apart or (a.islower() and b.isupper()) or (a.isupper() and b.isupper() and c.islower()):
+            cuts.append(i)
+    return [token[a:b] for a, b in zip(cuts, [*cuts[1:], len(token)], strict=True)]
 
 
 @lru_cache(100_000)
@@ -322,14 +369,17 @@ def is_harmless(
     "Whether a token is known to describe an examination."
     if _described(token) or re.fullmatch(f"{_ABBREVIATIONS}|{_HARMLESS.pattern}", token, re.I):
         return True
-    if not token.isascii() and _is_made_of_words(spellings(token)[0]):
+    if _is_cut(folded(token)[0]) or (token.isalpha() and _is_formed(token)):
         return True
-    pieces = _PIECE.findall(token)
-    return (
-        len(pieces) > 1
-        and all((p.isdigit() and len(p) <= 3) or _described(p) for p in pieces)
-        and any(len(p) > 1 and not p.isdigit() for p in pieces)
+    pieces = _pieces(token)
+    known = (
+        (p.isdigit() and len(p) <= 3)
+        or _described(p)
+        or _is_cut(folded(p)[0])
+        or (p.isalpha() and _is_formed(p))
+        for p in pieces
     )
+    return len(pieces) > 1 and any(len(p) > 1 and p.isalpha() for p in pieces) and all(known)
 
 
 def _unknown(
@@ -358,7 +408,7 @@ def clean_text(
     "Keep what of a description is known to describe an examination, and is no part of an identity."
     return _cut(text, chain(_struck(text, identity), _unknown(text)))
 
-# %% ../nbs/02a_identity.ipynb #925f4624
+# %% ../nbs/02a_identity.ipynb #bc4b6bb8
 _ENCODINGS = (
     *(
         "utf-8",
@@ -387,7 +437,8 @@ def _encoded(
                 pattern = form.encode(encoding).replace(b"\x1b(B", b"").lower()
             except UnicodeEncodeError:
                 continue
-            yield pattern, rare or (not text.isascii() and len(pattern) > 5 and "16" not in encoding)
+            wide = encoding.startswith("utf-16")  # in images of 16 bits, dark pixels look so
+            yield pattern, not wide and (rare or not text.isascii()) and len(pattern) > 5
 
 
 def spelled_dates(
@@ -434,6 +485,12 @@ class _Patterns:
         self.first, self.second = np.zeros((2, 65536), bool)
         self.first[keys & 0xFFFF] = True
         self.second[keys >> 16] = True
+        self.inside = np.zeros(65536, bool)  # pairs of bytes among the first five of a pattern
+        for pattern in self.patterns:
+            for pair in zip(pattern[:4], pattern[1:5], strict=False):
+                for a, b in product(*({x, *bytes([x]).upper()} for x in pair)):
+                    self.inside[a | b << 8] = True
+        self.lowest = int(self.inside.argmax())
 
     def _candidates(
         self,
@@ -453,12 +510,29 @@ class _Patterns:
             ]
         return sorted(found)
 
+    def _candidates_in_pixels(
+        self,
+        data: bytes,
+    ) -> list[int]:
+        "The same for patterns of six bytes and more, which cover two whole pairs wherever they begin."
+        pairs = np.frombuffer(data, "<u2", len(data) // 2)
+        if pairs.max() < self.lowest:  # as in most CT: no two bytes of a letter side by side
+            return []
+        inside = np.take(self.inside, pairs, mode="clip")
+        twice = np.flatnonzero(inside[1:] & inside[:-1])
+        starts = sorted({2 * at - back for at in twice.tolist() for back in (0, 1)})
+        return [at for at in starts if at >= 0 and int.from_bytes(data[at : at + 4], "little") in self.keys]
+
     def find(
         self,
         data: bytes,
+        *,
+        pixels: bool = False,  # many bytes, and patterns of six bytes and more
     ) -> Iterator[tuple[int, int]]:
         "Where patterns stand, as spans."
-        for at in self._candidates(data) if self.patterns and len(data) > 3 else []:
+        if not self.patterns or len(data) < 4:
+            return
+        for at in self._candidates_in_pixels(data) if pixels else self._candidates(data):
             for length in self.lengths.get(data[at : at + 4].lower(), ()):
                 if data[at : at + length].lower() in self.patterns:
                     yield at, at + length
@@ -493,7 +567,7 @@ class Search:
     ) -> list[tuple[int, int]]:  # where an identity stands, as spans
         "Where in the data somebody is identified."
         patterns = self.in_pixels if pixels else self.everywhere
-        return [(at, end) for at, end in patterns.find(data) if self._stands(data, at, end)]
+        return [(at, end) for at, end in patterns.find(data, pixels=pixels) if self._stands(data, at, end)]
 
     def find_uids(
         self,
