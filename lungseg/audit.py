@@ -107,7 +107,7 @@ def _has_prose(
     data = value if isinstance(value, bytes) else str(value).encode("utf-8", "replace")
     return bool(re.search(rb"[A-Za-z\x80-\xff]{4,}", data)) and b"\0\0" not in data[:64]
 
-# %% ../nbs/03a_audit.ipynb #17062f60
+# %% ../nbs/03a_audit.ipynb #4af4220a
 def _places(
     ds: Dataset,
     data: bytes,
@@ -154,7 +154,7 @@ def _without(
     "An identity without the numbers that other files say are pseudonyms."
     kept = {
         f: frozenset(t for t in getattr(identity, f) if squeezed(t) not in pseudonyms)
-        for f in ("codes", "texts")
+        for f in ("words", "codes", "texts")
     }
     return replace(identity, **kept)
 

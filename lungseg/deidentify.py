@@ -327,7 +327,7 @@ def identity_of(
         gatherer.add(ds)
     return union(gatherer.found)
 
-# %% ../nbs/03_deidentify.ipynb #8e960894
+# %% ../nbs/03_deidentify.ipynb #c2871eda
 _DUMMY = dict(
     AE="ANONYMOUS", AS="000D", CS="ANONYMOUS", DA="19000101", DT="19000101000000", TM="000000"
 ) | dict(DS="0", IS="0", PN="Anonymous", UR="urn:removed")
@@ -344,6 +344,15 @@ _CHARACTER_SET, _NUMBER, _AGE, _ZONE = (
 )
 T = TypeVar("T")
 Place = tuple[str, str]  # keywords joined by dots, and what was done there: X, Z, D, U or C
+
+
+def _is_number(
+    text: bytes,
+) -> bool:
+    try:
+        return not text.strip(b" \0") or float(text.strip(b" \0")) is not None
+    except ValueError:
+        return False
 
 
 @dataclass
@@ -571,7 +580,7 @@ class _Walk:
         value: bytes,
     ) -> bool:
         "Whether numbers are numbers, and none of them is a patient's number or date."
-        if not _NUMERIC.fullmatch(value):
+        if not (_NUMERIC.fullmatch(value) and all(map(_is_number, value.split(b"\\")))):
             return False
         return not any(
             n.decode() in self.identity.codes or n.decode() in self._days for n in _LONG.findall(value)

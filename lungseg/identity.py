@@ -281,7 +281,7 @@ def strike(
     "Take an identity out of a text; and dates, UIDs, e-mail addresses and great ages, whoever's they are."
     return _cut(text, _struck(text, identity))
 
-# %% ../nbs/02a_identity.ipynb #c3895599
+# %% ../nbs/02a_identity.ipynb #e9983b8b
 _NUMBER = r"\d{1,3}(?:[.,]\d{1,4})?"
 _UNIT = (
     "(?:mm|cm|m|ml|cc|s|sec|ms|min|h|kv|kvp|kev|ma|mas|mgy|gy|cgy|hu|mci|mbq|hz|fps|ph|x|w|wk|wks|mo|mon|mth"
@@ -313,7 +313,7 @@ def _is_cut(
     text: str,
 ) -> bool:
     "Whether a text of a script without spaces can be cut into known words and numbers."
-    if not _EAST_ASIAN.fullmatch(text):
+    if text.isdigit() or not _EAST_ASIAN.fullmatch(text):
         return False
     cut = [True] + [False] * len(text)  # cut[i]: the first i signs can be
     for end in range(1, len(text) + 1):
