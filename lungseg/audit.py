@@ -29,7 +29,7 @@ from .elements import encodings_of, items_of, keyword_of, quiet, right_vr, texts
 from .dicom import find_dicom, why_not_dicom
 from .identity import FILLERS, Identity, Search, is_harmless, squeezed, strike, union, words_of
 
-# %% ../nbs/03a_audit.ipynb #cdd22d85
+# %% ../nbs/03a_audit.ipynb #bd542485
 @dataclass(frozen=True)
 class Finding:
     "One place that would identify somebody."
@@ -63,7 +63,12 @@ class Audit:
         return [{"what": what, "where": where, "files": n} for (what, where), n in sorted(counts.items())]
 
 
-_WORDS = {"name": "a name", "place": "a number, an address or a device", "date": "a birth date"}
+_WORDS = {
+    "name": "a name",
+    "number": "a number of a person, a case or a device",
+    "place": "an address, an institution or a device",
+    "date": "a birth date",
+}
 
 
 def _is_pseudonym(

@@ -22,7 +22,7 @@ class Box:
     col0: int
     col1: int
 
-# %% ../nbs/02b_burned_in.ipynb #86817073
+# %% ../nbs/02b_burned_in.ipynb #9c1d5932
 def _planes(
     pixels: Integer[np.ndarray, "row col"] | Integer[np.ndarray, "row col 3"],
 ) -> Iterator[tuple[Int16[np.ndarray, "row col"], int, int]]:  # a plane, its lowest and its highest value
@@ -31,15 +31,14 @@ def _planes(
         if not plane.size:
             continue
         low, high = int(plane.min()), int(plane.max())
-        if plane.dtype == np.int16 and high - low < 2**15:
-            yield np.ascontiguousarray(plane), low, high
-        elif plane.dtype == np.uint16 and high < 2**15:
-            yield np.ascontiguousarray(plane).view(np.int16), low, high
-        else:
+        if plane.dtype == np.uint16 and high < 2**15:
+            plane = plane.view(np.int16)
+        elif low < -(2**15) or high >= 2**15 or high - low >= 2**15:
             shift = max((high - low).bit_length() - 15, 0)
-            yield ((plane.astype(np.int64) - low) >> shift).astype(np.int16), 0, (high - low) >> shift
+            plane, low, high = (plane.astype(np.int64) - low) >> shift, 0, (high - low) >> shift
+        yield np.ascontiguousarray(plane, np.int16), low, high
 
-# %% ../nbs/02b_burned_in.ipynb #30047c1a
+# %% ../nbs/02b_burned_in.ipynb #448a3486
 def _contrast(
     plane: Int16[np.ndarray, "row col"],
     low: int,  # its lowest value
@@ -53,43 +52,78 @@ def _contrast(
         if len(sample) > 20
         else high - low
     )
-    lines = plane[1 :: 16 if len(plane) > 128 else 2].astype(np.int32)
-    step = np.abs(np.diff(lines)).mean() if lines.size > len(lines) else 0
+    lines = plane[1 :: 16 if len(plane) > 128 else 2]
+    step = np.abs(lines[:, 1:] - lines[:, :-1]).mean() if lines.size > len(lines) else 0
     return float(max(min(max(span, 20 * step), high - low), 0.4 * (high - low), 1))
 
-# %% ../nbs/02b_burned_in.ipynb #af3496bc
+# %% ../nbs/02b_burned_in.ipynb #cc9a6e7c
+_BLOCK = 2**15  # pixels that the nearest cache holds several times
+
+
+def _thin(
+    image: Int16[np.ndarray, "row col"],
+    least: int,  # so high above both sides, or so deep below
+) -> Integer[np.ndarray, "3 n"]:  # place in the flattened image, height, and 1 if bright, -1 if dark
+    "The pixels in every second row that differ from both of their sides."
+    width = image.shape[1]
+    rows = max(_BLOCK // width, 1)
+    found = []
+    for first in range(0, len(image), 2 * rows):
+        part = image[first : first + 2 * rows : 2].ravel()
+        lower, upper = np.minimum(part[1:], part[:-1]), np.maximum(part[1:], part[:-1])
+        bright, dark = np.maximum(lower[:-3], lower[3:]), np.minimum(upper[:-3], upper[3:])
+        np.subtract(part[2:-2], bright, out=bright)
+        np.subtract(dark, part[2:-2], out=dark)
+        height = np.maximum(bright, dark)
+        at = np.flatnonzero(height > least)
+        row, col = np.divmod(at + 2, width)
+        found.append([(first + 2 * row) * width + col, height[at], np.where(bright[at] == height[at], 1, -1)])
+    return np.concatenate(found, axis=1)
+
+# %% ../nbs/02b_burned_in.ipynb #4e516882
 _CLEAR = 0.22  # of the contrast; of a stroke
 _FAINT = 0.10  # of the contrast; of a stroke of exactly one value
 
 
 def _strokes(
-    bright: Int16[np.ndarray, "row col"],
+    plane: Int16[np.ndarray, "row col"],
+    low: int,  # its lowest value
+    high: int,  # its highest
     contrast: float,
-    top: int,  # the value where the image is clipped
-) -> tuple[Integer[np.ndarray, " n"], Integer[np.ndarray, " n"], Integer[np.ndarray, " n"]]:
-    "Rows, columns and heights of the pixels on upright bright strokes, narrow and crisp."
-    width = bright.shape[1]
-    flat = bright.ravel()
-    block = max(2**16 // width, 1) * width  # as much as the nearest cache holds
-    found = []
-    for first in range(0, flat.size - width, block):
-        part = flat[first : first + block + width + 4]
-        lower = np.minimum(part[1:], part[:-1])
-        height = np.maximum(lower[:-3], lower[3:])
-        np.subtract(part[2:-2], height, out=height)
-        thin = height > int(contrast * _FAINT)
-        at = np.flatnonzero(thin[width:] & thin[:-width])
-        found.append((at + first + 2, np.minimum(height[at], height[at + width])))
-    at, rise = (np.concatenate(part) for part in zip(*found, strict=True))
-    row, col = np.divmod(at, width)
-    inside = (col > 1) & (col < width - 2)  # elsewhere the neighbours are those of another row
-    at, row, col, rise = at[inside], row[inside], col[inside], rise[inside].astype(np.int64)
-    value = flat[at].astype(np.int64)
-    change = np.abs(value - flat[at + width])
-    keep = (rise > contrast * _CLEAR) & (change <= rise // 4) | (change == 0) & (value < top)
-    return row[keep], col[keep], rise[keep]
+) -> Integer[
+    np.ndarray, "5 n"
+]:  # sign, step, row and column among every step-th pixels, height; in this order
+    "The pixels on upright strokes, narrow and crisp, that go on in the row below."
+    width, flat = plane.shape[1], plane.ravel()
+    clear, faint = int(contrast * _CLEAR), int(contrast * _FAINT)
+    found = [np.zeros((4, 0), np.int64)]
+    for step in (1, 2, 4):
+        coarse = plane[::step, ::step]
+        if min(coarse.shape) > 5:  # a letter with its margin
+            at, height, sign = _thin(coarse, faint)
+            row, col = np.divmod(at, coarse.shape[1])
+            inside = (col > 1) & (col < coarse.shape[1] - 2)  # elsewhere the sides lie in another row
+            found.append(
+                np.stack([step * (row * width + col), height, sign, np.full_like(at, step)])[:, inside]
+            )
+    at, height, sign, step = np.concatenate(found, axis=1)
+    down, value, like = step * width, flat[at], np.where(height > clear, height // 4, 0)
+    pairs = []
+    for upper, other in (at - down, at - down), (at, at + down):
+        change = np.abs(flat.take(other, mode="clip") - value)
+        alike = (change <= like) & (other >= 0) & (other < flat.size)
+        pairs.append(np.stack([upper, other, height, sign, step, change])[:, alike])
+    upper, other, height, sign, step, change = np.concatenate(pairs, axis=1)
+    left2, left, middle, right, right2 = (flat[other + i * step] * sign for i in (-2, -1, 0, 1, 2))
+    side = np.maximum(np.minimum(left2, left), np.minimum(right, right2))
+    rise = np.minimum(height, middle - side)
+    clipped = middle == np.where(sign > 0, high, -low)
+    keep = (rise > clear) & (change <= rise // 4) | (rise > faint) & (change == 0) & ~clipped
+    row, col = np.divmod(upper, width)
+    strokes = np.stack([sign, step, row // step, col // step, rise])[:, keep]
+    return strokes[:, np.lexsort(strokes[3::-1])]
 
-# %% ../nbs/02b_burned_in.ipynb #000dbadc
+# %% ../nbs/02b_burned_in.ipynb #ea666dfa
 def _join(
     n: int,
     first: Integer[np.ndarray, " pair"],
@@ -120,11 +154,11 @@ def _runs(
 ]:
     "Row, first column, end and piece of every run of ink, and the number of 8-connected pieces."
     width = ink.shape[1] + 2
-    padded = np.zeros((len(ink), width), np.int8)
+    padded = np.zeros((len(ink), width), bool)
     padded[:, 1:-1] = ink
-    edges = np.diff(padded.ravel())
-    row, start = np.divmod(np.flatnonzero(edges == 1), width)
-    end = np.flatnonzero(edges == -1) - row * width
+    edges = np.flatnonzero(padded.ravel()[1:] != padded.ravel()[:-1])
+    row, start = np.divmod(edges[::2], width)
+    end = edges[1::2] - row * width
     key = row * 2 * width  # runs of one row, then a gap that no column bridges, then the next row
     from_, to = (
         np.searchsorted(key + end, key - 2 * width + start, "left"),
@@ -135,7 +169,7 @@ def _runs(
     above = np.arange(many.sum()) - np.repeat(np.cumsum(many) - many, many) + np.repeat(from_, many)
     return row, start, end, *_join(len(row), below, above)
 
-# %% ../nbs/02b_burned_in.ipynb #2cc5e546
+# %% ../nbs/02b_burned_in.ipynb #f06292b4
 _CELL = 8  # pixels
 _REACH = 40  # pixels that hold three stems
 
@@ -154,7 +188,8 @@ def _groups(
     least: int = 2,  # so many rows with three stems close together
 ) -> list[Integer[np.ndarray, " m"]]:  # indices into the strokes
     "Strokes that lie near each other, where stems stand close together."
-    stem = np.flatnonzero((np.diff(row, prepend=-1) != 0) | (np.diff(col, prepend=-9) != 1))
+    stem = np.flatnonzero((row[1:] != row[:-1]) | (col[1:] != col[:-1] + 1)) + 1
+    stem = np.concatenate([np.zeros(min(len(row), 1), np.int64), stem])
     three = (row[stem[2:]] == row[stem[:-2]]) & (col[stem[2:]] - col[stem[:-2]] <= _REACH)
     middle = stem[1:-1][three]
     if len(middle) < least:
@@ -169,8 +204,8 @@ def _groups(
     which = np.zeros(wide.shape, np.int64)
     which[wide] = np.repeat(piece, end - start)
     group = which[y, x]
-    close = np.bincount(group[middle], minlength=n) >= least
-    return [np.flatnonzero(group == g) for g in np.flatnonzero(close)]
+    size, close = np.bincount(group, minlength=n), np.bincount(group[middle], minlength=n)
+    return [np.flatnonzero(group == g) for g in np.flatnonzero((close >= least) & (10 * close >= size))]
 
 # %% ../nbs/02b_burned_in.ipynb #4786c512
 _TALLEST = 60  # pixels; a capital of 40-pixel type with its accent and descender
@@ -189,7 +224,7 @@ def _crisp(
     step = np.maximum(near[0] - near[2], near[1] - near[3])
     return step >= 0.75 * np.clip(peak - near[4], 0.5 * rise, rise)
 
-# %% ../nbs/02b_burned_in.ipynb #519fe646
+# %% ../nbs/02b_burned_in.ipynb #918c0b2f
 @dataclass(frozen=True)
 class _Line:
     "What is known of a row of pieces."
@@ -207,6 +242,16 @@ class _Line:
     specks: int  # pieces among them that are too low for letters
 
 
+def _quantile(
+    values: Integer[np.ndarray, " n"],
+    share: float,  # of the values that lie below
+) -> float:
+    "A quantile, linear between values; as `np.quantile`, without its long way round."
+    values, place = np.sort(values), share * (len(values) - 1)
+    low, high = values[int(place)], values[-int(-place // 1)]
+    return float(low + (high - low) * (place % 1))
+
+
 def _lines(
     bright: Int16[np.ndarray, "row col"],
     row: Integer[np.ndarray, " n"],  # of the strokes
@@ -220,11 +265,11 @@ def _lines(
     left, right = max(col.min() - 20 * step, 0), min(col.max() + 20 * step, cols)
     window = bright[top:bottom, left:right].astype(np.int64)
     flanks = np.array([[-2 * step, -step], [2 * step, step]])[:, :, None]
-    paper = np.median(bright[row, np.clip(col + flanks, 0, cols - 1)].min(1).max(0))
-    full = np.percentile(
-        bright[row, col], 70
+    paper = _quantile(bright[row, np.clip(col + flanks, 0, cols - 1)].min(1).max(0), 0.5)
+    full = _quantile(
+        bright[row, col], 0.7
     )  # half of the strokes are edges of letters: above the median lies ink
-    rise = float(full - paper)
+    rise = full - paper
     ink = window > full - 0.55 * rise
     at, start, end, piece, n = _runs(ink)
     if not n:
@@ -241,8 +286,8 @@ def _lines(
         (np.maximum, x1, end),
     ):
         extreme.at(place, piece, what)
-    np.maximum.at(peak, of, value)
     tip = np.maximum.reduceat(value, np.cumsum(length) - length)
+    np.maximum.at(peak, piece, tip)
     edges = _crisp(window, at, start, -1, tip, rise).astype(int) + _crisp(window, at, end - 1, 1, tip, rise)
     crisp = np.bincount(piece, edges, n) / np.bincount(piece, minlength=n) / 2
     label = np.full(window.shape, -1)
@@ -255,20 +300,22 @@ def _lines(
     letter = letter[np.argsort(x0[letter], kind="stable")][:3000]  # a page of more is text without the rest
     for members in _rows(y0[letter], y1[letter], x0[letter], x1[letter]):
         p = letter[members]
-        mine = np.isin(stroke, p)
-        tall = float(np.median(h[p]))
-        if mine.any():
+        written = np.zeros(n + 1, bool)  # the last is no piece
+        written[p] = True
+        stems = _stems(col[written[stroke]] // step)
+        if stems >= _WAYS[:, 2].min():
+            tall = _quantile(h[p], 0.5)
             a, b, c, d = y0[p].min(), y1[p].max(), x0[p].min(), x1[p].max()
             yield _Line(
                 box=Box(int(a + top), int(b + top), int(c + left), int(d + left)),
                 specks=int(((h < 4) & (y0 >= a) & (y1 <= b) & (x0 >= c) & (x1 <= d)).sum()),
                 pieces=len(p),
                 letters=int(np.maximum(1, np.round(w[p] / (0.8 * tall))).sum()),
-                stems=_stems(col[mine] // step),
+                stems=stems,
                 height=tall,
                 crisp=float((crisp[p] * h[p]).sum() / h[p].sum()),
                 core=float(core[p].sum() / area[p].sum()),
-                unlike=float(np.subtract(*np.percentile(peak[p], (80, 20)))) / rise,
+                unlike=(_quantile(peak[p], 0.8) - _quantile(peak[p], 0.2)) / rise,
                 fill=float(area[p].sum() / (h[p] * w[p]).sum()),
                 rise=rise / contrast,
             )
@@ -292,7 +339,7 @@ def _rows(
     group, n = _join(len(tall), *pairs)
     return [np.flatnonzero(group == i) for i in range(n)]
 
-# %% ../nbs/02b_burned_in.ipynb #e58d513a
+# %% ../nbs/02b_burned_in.ipynb #9eb4d79f
 _WAYS = np.array(  # the least of each, but at most of the last two
     # pieces, letters, stems, height, crisp, core, fill, rise, unlike, fill
     [
@@ -323,7 +370,7 @@ def _is_text(
         (enough & (np.array([line.unlike, line.fill]) <= _WAYS[:, 8:]).all(1)).any()
     )
 
-# %% ../nbs/02b_burned_in.ipynb #f750edcd
+# %% ../nbs/02b_burned_in.ipynb #25f89367
 _STRONG = 0.6  # of the contrast
 
 
@@ -335,17 +382,14 @@ def _text_lines(
         if low == high:
             continue
         contrast = _contrast(plane, low, high)
-        for bright, top in ((plane, high), (~plane, ~low)):
-            for step in (1, 2, 4):
-                coarse = np.ascontiguousarray(bright[::step, ::step])
-                if min(coarse.shape) < 6:  # smaller than a letter with its margin
-                    continue
-                row, col, rise = _strokes(coarse, contrast, top)
-                strong = rise >= _STRONG * contrast
-                for some, least in ((strong, 1), (rise > 0, 2)):
-                    y, x = row[some], col[some]
-                    for g in _groups(y, x, least):
-                        yield from filter(_is_text, _lines(bright, y[g] * step, x[g] * step, step, contrast))
+        strokes = _strokes(plane, low, high, contrast)
+        for share, least in ((_STRONG, 1), (0, 2)):
+            sign, step, row, col, _ = strokes[:, strokes[4] >= share * contrast]
+            sheet = 3 * (sign > 0) + step // 2
+            for g in _groups(row + sheet * (len(plane) + 2 * _CELL), col, least):
+                s = int(step[g[0]])
+                bright = plane if sign[g[0]] > 0 else ~plane
+                yield from filter(_is_text, _lines(bright, row[g] * s, col[g] * s, s, contrast))
 
 
 def holds_text(

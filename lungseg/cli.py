@@ -539,12 +539,13 @@ def step(
     yield
     timings[name] = round(perf_counter() - start, 1)
 
-# %% ../nbs/18_cli.ipynb #6534c2d5
+# %% ../nbs/18_cli.ipynb #89046a37
 def safe_cases(
     data: Path,  # a cohort
     work: Path,  # gets the tag table, the de-identified files and their secret
 ) -> tuple["Found", list[Held], dict[str, str]]:  # the cases on de-identified files; what was held; new names
     "Find a cohort's cases and, if they are DICOM, tabulate their tags and go on with de-identified copies."
+    from lungseg.audit import audit
     from lungseg.cohort import find_cases, is_note, new_names, relocate
     from lungseg.deidentify import deidentify
     from lungseg.dicom import differences, identity_claims, survey, tag_table
@@ -558,7 +559,8 @@ def safe_cases(
     table, claims = (t.rename(index=names) for t in (tag_table(seen), identity_claims(seen)))
     with writing(work / "tags.csv") as beside:
         table.to_csv(beside)
-    facts = {"differences": differences(table), "identity": identity_words(claims)}
+    checked = audit(work / "deidentified", against=data, workers=2)
+    facts = {"differences": differences(table), "identity": identity_words(claims), "audit": str(checked)}
     write_json(work / "differences.json", facts)
     passed_over = {h.item: done.sources[h.item] for h in done.held}
     held = [

@@ -181,7 +181,8 @@ def resolve(
             return letter
     return "D"
 
-# %% ../nbs/03_deidentify.ipynb #3aa13e05
+# %% ../nbs/03_deidentify.ipynb #45e99d0a
+_NAME, _NUMBER = int(Tag("PatientName")), int(Tag("PatientID"))
 _PIXELS = {int(Tag(k)) for k in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")}
 
 
@@ -230,7 +231,7 @@ def _safe_private() -> dict[tuple[str, int, int], str]:
     rows = _rows("safe_private.csv")
     return {(r["creator"].casefold(), int(r["group"], 16), int(r["element"], 16)): r["vr"] for r in rows}
 
-# %% ../nbs/03_deidentify.ipynb #858acf53
+# %% ../nbs/03_deidentify.ipynb #c194fb7d
 @lru_cache(maxsize=100_000)
 def source_of(
     tag: int,
@@ -248,7 +249,13 @@ def source_of(
     if vr == "UI":
         return "uid" if letter == "U" else ""
     prose = rule is None or "descriptors" in rule.options or "patient" in rule.options
-    return "" if prose or vr not in ("AE", "LO", "SH", "ST", "UC") else "place"
+    if prose or vr not in ("AE", "LO", "SH", "ST", "UC"):
+        return ""
+    return (
+        "number"
+        if re.search("(IDs?|Numbers?|Identifier|Identification|AETitle|AE)$", rule.keyword)
+        else "place"
+    )
 
 
 def of_text(
@@ -265,7 +272,8 @@ def of_text(
         return Identity(dates=frozenset({day})) if day and 1870 < day.year < 2200 else Identity()
     if len(text) > 64:  # prose, not a value
         return Identity()
-    return of_place(text) | (of_number(text) if re.search(r"\d", text) else Identity())
+    number = of_number(text) if what == "number" or re.search(r"\d", text) else Identity()
+    return number | of_place(text) if what == "place" else number
 
 
 class Gatherer:
@@ -283,11 +291,17 @@ class Gatherer:
         encodings: Sequence[str] = ("iso8859",),
     ) -> None:
         "Gather from a data set and its items."
-        encodings = encodings_of(ds, encodings)
-        for tag, element in elements_of(ds):
+        encodings, elements = encodings_of(ds, encodings), elements_of(ds)
+        names = {
+            tag: e.value for tag, e in elements if tag in (_NAME, _NUMBER) and isinstance(e.value, bytes)
+        }
+        alias = len(names) == 2 and names[_NAME].strip(b" ^\0") == names[_NUMBER].strip(
+            b" ^\0"
+        )  # LUNG-001 is no name
+        for tag, element in elements:
             vr = vr_of(tag)
             what = "items" if vr == "SQ" else source_of(tag, self.keep)
-            if not what or tag in _PIXELS or not element.value:
+            if not what or tag in _PIXELS or not element.value or (alias and tag == _NAME):
                 continue
             if isinstance(element.value, bytes):
                 said = (tag, element.value)
@@ -327,7 +341,7 @@ def identity_of(
         gatherer.add(ds)
     return union(gatherer.found)
 
-# %% ../nbs/03_deidentify.ipynb #c2871eda
+# %% ../nbs/03_deidentify.ipynb #04e975c2
 _DUMMY = dict(
     AE="ANONYMOUS", AS="000D", CS="ANONYMOUS", DA="19000101", DT="19000101000000", TM="000000"
 ) | dict(DS="0", IS="0", PN="Anonymous", UR="urn:removed")
@@ -339,9 +353,7 @@ _CODES = {
     int(Tag(k))
     for k in ("CodeValue", "LongCodeValue", "URNCodeValue", "CodingSchemeDesignator", "CodingSchemeVersion")
 }
-_CHARACTER_SET, _NUMBER, _AGE, _ZONE = (
-    int(Tag(k)) for k in ("SpecificCharacterSet", "PatientID", "PatientAge", "TimezoneOffsetFromUTC")
-)
+_CHARACTER_SET, _ZONE = (int(Tag(k)) for k in ("SpecificCharacterSet", "TimezoneOffsetFromUTC"))
 T = TypeVar("T")
 Place = tuple[str, str]  # keywords joined by dots, and what was done there: X, Z, D, U or C
 

@@ -128,7 +128,7 @@ def union(
     identities = list(identities)
     return Identity(*(frozenset().union(*(getattr(i, f) for i in identities)) for f in _FIELDS))
 
-# %% ../nbs/02a_identity.ipynb #bdef4c47
+# %% ../nbs/02a_identity.ipynb #82a4a8d1
 def _telling(
     word: str,
 ) -> bool:
@@ -142,7 +142,8 @@ def of_name(
     "What a person's name gives away."
     words, codes, texts = set(), set(), set()
     for group in name.split("="):
-        parts = [w for w in words_of(group) if spellings(w)[0] not in _TITLES and _telling(w)]
+        words_here = (w for w in words_of(group) if not w.isdigit())
+        parts = [w for w in words_here if spellings(w)[0] not in _TITLES and _telling(w)]
         if squeezed(group) in FILLERS or not parts:
             continue
         words.update(form for w in parts for form in spellings(w))
@@ -281,7 +282,7 @@ def strike(
     "Take an identity out of a text; and dates, UIDs, e-mail addresses and great ages, whoever's they are."
     return _cut(text, _struck(text, identity))
 
-# %% ../nbs/02a_identity.ipynb #e9983b8b
+# %% ../nbs/02a_identity.ipynb #44eaa1c7
 _NUMBER = r"\d{1,3}(?:[.,]\d{1,4})?"
 _UNIT = (
     "(?:mm|cm|m|ml|cc|s|sec|ms|min|h|kv|kvp|kev|ma|mas|mgy|gy|cgy|hu|mci|mbq|hz|fps|ph|x|w|wk|wks|mo|mon|mth"
@@ -349,6 +350,19 @@ def _is_formed(
     return False
 
 
+@lru_cache
+def _short_names() -> frozenset[str]:
+    lines = (files("lungseg") / "tables" / "short_names.txt").read_text(encoding="utf-8").splitlines()
+    return frozenset(chain.from_iterable(line.split() for line in lines if not line.startswith("#")))
+
+
+def _is_abbreviation(
+    word: str,
+) -> bool:
+    "Whether a word of two to four Latin letters is nobody's name."
+    return bool(re.fullmatch("[A-Za-z]{2,4}", word)) and word.lower() not in _short_names()
+
+
 def _pieces(
     token: str,
 ) -> list[str]:
@@ -369,9 +383,18 @@ def is_harmless(
     "Whether a token is known to describe an examination."
     if _described(token) or re.fullmatch(f"{_ABBREVIATIONS}|{_HARMLESS.pattern}", token, re.I):
         return True
-    if _is_cut(folded(token)[0]) or (token.isalpha() and _is_formed(token)):
+    if _is_cut(folded(token)[0]) or _is_abbreviation(token) or (token.isalpha() and _is_formed(token)):
         return True
-    pieces = _pieces(token)
+    runs = re.findall(
+        r"[A-Z]{2,}|[A-Z]?[a-z]+|[A-Z]|\d+", token
+    )  # of CTsim, capitals are a word of their own
+    return _are_known(_pieces(token)) or ("".join(runs) == token and _are_known(runs))
+
+
+def _are_known(
+    pieces: list[str],  # of a token
+) -> bool:
+    "Whether each piece of several is known, and one at least is a word."
     known = (
         (p.isdigit() and len(p) <= 3)
         or _described(p)
@@ -379,7 +402,8 @@ def is_harmless(
         or (p.isalpha() and _is_formed(p))
         for p in pieces
     )
-    return len(pieces) > 1 and any(len(p) > 1 and p.isalpha() for p in pieces) and all(known)
+    described = any(len(p) > 1 and _described(p) for p in pieces)
+    return len(pieces) > 1 and described and all(known)
 
 
 def _unknown(
