@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['Box', 'holds_text', 'find_text', 'blank']
 
-# %% ../nbs/02b_burned_in.ipynb #03174592
+# %% ../nbs/02b_burned_in.ipynb #5bdfc291
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Int16, Integer
+from jaxtyping import Bool, Int16, Integer, Real
 
 # %% ../nbs/02b_burned_in.ipynb #d63e81f6
 @dataclass(frozen=True)
@@ -56,14 +56,14 @@ def _contrast(
     step = np.abs(lines[:, 1:] - lines[:, :-1]).mean() if lines.size > len(lines) else 0
     return float(max(min(max(span, 20 * step), high - low), 0.4 * (high - low), 1))
 
-# %% ../nbs/02b_burned_in.ipynb #cc9a6e7c
+# %% ../nbs/02b_burned_in.ipynb #2d1eee7c
 _BLOCK = 2**15  # pixels that the nearest cache holds several times
 
 
 def _thin(
     image: Int16[np.ndarray, "row col"],
     least: int,  # so high above both sides, or so deep below
-) -> Integer[np.ndarray, "3 n"]:  # place in the flattened image, height, and 1 if bright, -1 if dark
+) -> Integer[np.ndarray, "4 n"]:  # row, column, height, and 1 if bright, -1 if dark
     "The pixels in every second row that differ from both of their sides."
     width = image.shape[1]
     rows = max(_BLOCK // width, 1)
@@ -77,10 +77,12 @@ def _thin(
         height = np.maximum(bright, dark)
         at = np.flatnonzero(height > least)
         row, col = np.divmod(at + 2, width)
-        found.append([(first + 2 * row) * width + col, height[at], np.where(bright[at] == height[at], 1, -1)])
+        inside = (col > 1) & (col < width - 2)  # elsewhere the sides lie in another row
+        row, col, at = row[inside], col[inside], at[inside]
+        found.append([first + 2 * row, col, height[at], np.where(bright[at] == height[at], 1, -1)])
     return np.concatenate(found, axis=1)
 
-# %% ../nbs/02b_burned_in.ipynb #4e516882
+# %% ../nbs/02b_burned_in.ipynb #cdf17252
 _CLEAR = 0.22  # of the contrast; of a stroke
 _FAINT = 0.10  # of the contrast; of a stroke of exactly one value
 
@@ -90,9 +92,7 @@ def _strokes(
     low: int,  # its lowest value
     high: int,  # its highest
     contrast: float,
-) -> Integer[
-    np.ndarray, "5 n"
-]:  # sign, step, row and column among every step-th pixels, height; in this order
+) -> Integer[np.ndarray, "5 n"]:  # sign, step, row and column on every step-th pixel, height; in this order
     "The pixels on upright strokes, narrow and crisp, that go on in the row below."
     width, flat = plane.shape[1], plane.ravel()
     clear, faint = int(contrast * _CLEAR), int(contrast * _FAINT)
@@ -100,19 +100,15 @@ def _strokes(
     for step in (1, 2, 4):
         coarse = plane[::step, ::step]
         if min(coarse.shape) > 5:  # a letter with its margin
-            at, height, sign = _thin(coarse, faint)
-            row, col = np.divmod(at, coarse.shape[1])
-            inside = (col > 1) & (col < coarse.shape[1] - 2)  # elsewhere the sides lie in another row
-            found.append(
-                np.stack([step * (row * width + col), height, sign, np.full_like(at, step)])[:, inside]
-            )
+            row, col, height, sign = _thin(coarse, faint)
+            found.append([step * (row * width + col), height, sign, np.full_like(row, step)])
     at, height, sign, step = np.concatenate(found, axis=1)
     down, value, like = step * width, flat[at], np.where(height > clear, height // 4, 0)
     pairs = []
     for upper, other in (at - down, at - down), (at, at + down):
         change = np.abs(flat.take(other, mode="clip") - value)
-        alike = (change <= like) & (other >= 0) & (other < flat.size)
-        pairs.append(np.stack([upper, other, height, sign, step, change])[:, alike])
+        alike = np.flatnonzero((change <= like) & (other >= 0) & (other < flat.size))
+        pairs.append([part[alike] for part in (upper, other, height, sign, step, change)])
     upper, other, height, sign, step, change = np.concatenate(pairs, axis=1)
     left2, left, middle, right, right2 = (flat[other + i * step] * sign for i in (-2, -1, 0, 1, 2))
     side = np.maximum(np.minimum(left2, left), np.minimum(right, right2))
@@ -224,7 +220,7 @@ def _crisp(
     step = np.maximum(near[0] - near[2], near[1] - near[3])
     return step >= 0.75 * np.clip(peak - near[4], 0.5 * rise, rise)
 
-# %% ../nbs/02b_burned_in.ipynb #918c0b2f
+# %% ../nbs/02b_burned_in.ipynb #a1b249b6
 @dataclass(frozen=True)
 class _Line:
     "What is known of a row of pieces."
@@ -243,12 +239,12 @@ class _Line:
 
 
 def _quantile(
-    values: Integer[np.ndarray, " n"],
+    values: Real[np.ndarray, " n"],
     share: float,  # of the values that lie below
 ) -> float:
     "A quantile, linear between values; as `np.quantile`, without its long way round."
     values, place = np.sort(values), share * (len(values) - 1)
-    low, high = values[int(place)], values[-int(-place // 1)]
+    low, high = values[int(place)], values[int(np.ceil(place))]
     return float(low + (high - low) * (place % 1))
 
 
