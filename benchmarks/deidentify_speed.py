@@ -1,10 +1,10 @@
-"""How fast files are de-identified: lungseg beside pydicom's bare reading and writing, and beside dicom-anonymizer.
+"""How fast files are de-identified: lungseg beside pydicom's bare reading and writing, and beside others.
 
     python benchmarks/deidentify_speed.py [--files 200] [--size 512] [--rounds 5]
 
 All work on the same files from the page cache, in turns. The table gives medians, and ratios to pydicom in the
-same round; then two processes against one, whose outputs must be equal byte for byte. lungseg reads every header
-first, looks for writing in all pixels, searches every output for all identities and reads it back.
+same round; then two processes against one, whose outputs must be equal byte for byte. lungseg reads every
+header first, looks for writing in all pixels, searches every output for all identities and reads it back.
 """
 
 import argparse

@@ -696,7 +696,7 @@ class _Walk:
                 }
         return body
 
-# %% ../nbs/03_deidentify.ipynb #26fded94
+# %% ../nbs/03_deidentify.ipynb #500baa53
 def _marks(
     walk: _Walk,
     looked_at: bool,  # the pixels, for burned-in text
@@ -850,7 +850,7 @@ def deidentify_dataset(
     secret: bytes,  # the project's, at least 16 bytes
     keep: Sequence[str] = RESEARCH,  # options of PS3.15, keys of `OPTIONS`
 ) -> Dataset:  # ready to be saved
-    """De-identify one data set by the Basic Profile with options.
+    """De-identify one data set by the Basic Profile with options; whether its pixels may pass, `why_held` tells.
 
     Raises `InputError` if an option is unknown, the secret is too short or the kind of object is not passed on.
 
@@ -972,7 +972,7 @@ def _cleaned_pixels(
     )
     return clean
 
-# %% ../nbs/03_deidentify.ipynb #9d8ebc41
+# %% ../nbs/03_deidentify.ipynb #78fe71c5
 @dataclass(frozen=True)
 class Deidentified:
     "What became of a folder; its text holds no identity."
@@ -996,12 +996,12 @@ class Deidentified:
     __repr__ = __str__
 
     def rows(self) -> list[dict[str, str | int]]:
-        "The report as a table: what was done at which place and how often, and what is held back."
-        done = [
-            {"what": _DONE[letter], "where": place, "times": n, "why": _why(place, letter, self.keep)}
+        "The report as a table: what is held back, what was done at which place and how often, and why."
+        held = [{"what": "held back", "where": h.item, "times": 1, "why": h.reason} for h in self.held]
+        return held + [
+            {"what": _done(place, letter), "where": place, "times": n, "why": _why(place, letter, self.keep)}
             for (place, letter), n in sorted(self.places.items())
         ]
-        return done + [{"what": "held back", "where": h.item, "times": 1, "why": h.reason} for h in self.held]
 
 
 _DONE = {
@@ -1014,16 +1014,31 @@ _DONE = {
 }
 
 
+def _done(
+    place: str,
+    letter: str,
+) -> str:
+    "An action in words."
+    dated = letter == "C" and vr_of(_tag(place)) in ("DA", "DT")
+    return "moved by days" if dated else _DONE[letter]
+
+
+def _tag(
+    place: str,
+) -> int:
+    keyword = place.rpartition(".")[2]
+    return 0 if keyword.startswith("(") else int(Tag(keyword))
+
+
 def _why(
     place: str,
     letter: str,
     keep: tuple[str, ...],
 ) -> str:
     "The rule behind an action."
-    keyword = place.rpartition(".")[2]
-    if keyword.startswith("("):
+    if not _tag(place):
         return "private, unknown, or an overlay"
-    tag = f"{Tag(keyword):08x}"
+    tag = f"{_tag(place):08x}"
     rule = load_table().get(tag)
     if rule is None:
         return "part of an identity" if tag in load_allowed() else "on no list of what may stay"
@@ -1038,6 +1053,7 @@ body {{ font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60re
 table {{ border-collapse: collapse; width: 100% }}
 td, th {{ text-align: left; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid #8884; overflow-wrap: anywhere }}
 td:nth-child(3) {{ text-align: right }}
+th, td:first-child {{ white-space: nowrap }}
 </style>
 <h1>De-identification</h1>
 <p>{summary}</p>
@@ -1061,7 +1077,9 @@ def write_report(
         out.writeheader()
         out.writerows(rows)
     unseen = f"{len(result.unseen)} files hold pixels that cannot be decoded here: they were not searched for writing."
-    cells = ("".join(f"<td>{escape(str(v))}</td>" for v in row.values()) for row in rows)
+    cells = (
+        "".join(f"<td>{escape(str(v)).replace('.', '.<wbr>')}</td>" for v in row.values()) for row in rows
+    )
     with writing(path) as beside:
         beside.write_text(
             _PAGE.format(
@@ -1417,7 +1435,7 @@ def each(
             yield result
             bar.update(len(part))
 
-# %% ../nbs/03_deidentify.ipynb #4db00458
+# %% ../nbs/03_deidentify.ipynb #066c8ad6
 def _check_folders(
     src: Path,
     dst: Path,
@@ -1526,6 +1544,7 @@ def deidentify(
         _check_plan(plan, src, dst, replace)
         work = _Work(key, keep, plan.identity, plan.moved, frozenset(release), what_if)
         parts = list(each(chunks(plan.jobs, 8), work, executor, "De-identifying"))
+    _KEPT.clear()
     outcomes = list(chain.from_iterable(chain.from_iterable(parts)))
     done = [o for o in outcomes if not o.reason]
     held = [*plan.held, *((o.source, o.reason) for o in outcomes if o.reason)]

@@ -6,7 +6,7 @@
 __all__ = ['FILLERS', 'folded', 'spellings', 'vocabulary', 'words_of', 'squeezed', 'Identity', 'union', 'of_name', 'of_number',
            'of_place', 'strike', 'is_harmless', 'clean_text', 'spelled_dates', 'Search']
 
-# %% ../nbs/02a_identity.ipynb #fe0c37fe
+# %% ../nbs/02a_identity.ipynb #88b36a3a
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from functools import lru_cache
 from importlib.resources import files
-from itertools import chain, product
+from itertools import chain, pairwise, product
 
 import numpy as np
 
@@ -282,7 +282,7 @@ def strike(
     "Take an identity out of a text; and dates, UIDs, e-mail addresses and great ages, whoever's they are."
     return _cut(text, _struck(text, identity))
 
-# %% ../nbs/02a_identity.ipynb #44eaa1c7
+# %% ../nbs/02a_identity.ipynb #b0971c3e
 _NUMBER = r"\d{1,3}(?:[.,]\d{1,4})?"
 _UNIT = (
     "(?:mm|cm|m|ml|cc|s|sec|ms|min|h|kv|kvp|kev|ma|mas|mgy|gy|cgy|hu|mci|mbq|hz|fps|ph|x|w|wk|wks|mo|mon|mth"
@@ -373,7 +373,7 @@ def _pieces(
         apart = a.isdigit() != b.isdigit() or bool(_EAST_ASIAN.match(a)) != bool(_EAST_ASIAN.match(b))
         if apart or (a.islower() and b.isupper()) or (a.isupper() and b.isupper() and c.islower()):
             cuts.append(i)
-    return [token[a:b] for a, b in zip(cuts, [*cuts[1:], len(token)], strict=True)]
+    return [token[a:b] for a, b in pairwise([*cuts, len(token)])]
 
 
 @lru_cache(100_000)
