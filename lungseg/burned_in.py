@@ -119,7 +119,7 @@ def _strokes(
     strokes = np.stack([sign, step, row // step, col // step, rise])[:, keep]
     return strokes[:, np.lexsort(strokes[3::-1])]
 
-# %% ../nbs/02b_burned_in.ipynb #ea666dfa
+# %% ../nbs/02b_burned_in.ipynb #a0c88229
 def _join(
     n: int,
     first: Integer[np.ndarray, " pair"],
@@ -131,8 +131,8 @@ def _join(
         a, b = parent[first], parent[second]
         apart = a != b
         if not apart.any():
-            groups, group = np.unique(parent, return_inverse=True)
-            return group, len(groups)
+            number = np.cumsum(parent == np.arange(n))
+            return number[parent] - 1, int(number[-1]) if n else 0
         first, second, a, b = first[apart], second[apart], a[apart], b[apart]
         np.minimum.at(parent, np.maximum(a, b), np.minimum(a, b))
         while (parent[parent] != parent).any():
@@ -165,7 +165,7 @@ def _runs(
     above = np.arange(many.sum()) - np.repeat(np.cumsum(many) - many, many) + np.repeat(from_, many)
     return row, start, end, *_join(len(row), below, above)
 
-# %% ../nbs/02b_burned_in.ipynb #f06292b4
+# %% ../nbs/02b_burned_in.ipynb #e1260c88
 _CELL = 8  # pixels
 _REACH = 40  # pixels that hold three stems
 
@@ -174,8 +174,8 @@ def _stems(
     columns: Integer[np.ndarray, " n"],
 ) -> int:
     "How many separate stems lie side by side: columns, neighbours counted once."
-    columns = np.unique(columns)
-    return int((np.diff(columns) > 1).sum()) + 1 if len(columns) else 0
+    columns = np.sort(columns)
+    return int((columns[1:] - columns[:-1] > 1).sum()) + 1 if len(columns) else 0
 
 
 def _groups(
@@ -203,8 +203,9 @@ def _groups(
     size, close = np.bincount(group, minlength=n), np.bincount(group[middle], minlength=n)
     return [np.flatnonzero(group == g) for g in np.flatnonzero((close >= least) & (10 * close >= size))]
 
-# %% ../nbs/02b_burned_in.ipynb #4786c512
+# %% ../nbs/02b_burned_in.ipynb #aa71609a
 _TALLEST = 60  # pixels; a capital of 40-pixel type with its accent and descender
+_FEWEST = 2  # stems of a line
 
 
 def _crisp(
@@ -216,11 +217,12 @@ def _crisp(
     rise: float,  # from paper to ink
 ) -> Bool[np.ndarray, " n"]:
     "Whether runs end within two pixels."
-    near = [window[row, np.clip(edge + out * i, 0, window.shape[1] - 1)] for i in (-1, 0, 1, 2, 3)]
+    last = window.shape[1] - 1
+    near = [window[row, np.maximum(np.minimum(edge + out * i, last), 0)] for i in (-1, 0, 1, 2, 3)]
     step = np.maximum(near[0] - near[2], near[1] - near[3])
-    return step >= 0.75 * np.clip(peak - near[4], 0.5 * rise, rise)
+    return step >= 0.75 * np.minimum(np.maximum(peak - near[4], 0.5 * rise), rise)
 
-# %% ../nbs/02b_burned_in.ipynb #a1b249b6
+# %% ../nbs/02b_burned_in.ipynb #da45855a
 @dataclass(frozen=True)
 class _Line:
     "What is known of a row of pieces."
@@ -260,20 +262,16 @@ def _lines(
     top, bottom = max(row.min() - 10 * step, 0), min(row.max() + 11 * step, rows)
     left, right = max(col.min() - 20 * step, 0), min(col.max() + 20 * step, cols)
     window = bright[top:bottom, left:right].astype(np.int64)
-    flanks = np.array([[-2 * step, -step], [2 * step, step]])[:, :, None]
-    paper = _quantile(bright[row, np.clip(col + flanks, 0, cols - 1)].min(1).max(0), 0.5)
-    full = _quantile(
-        bright[row, col], 0.7
-    )  # half of the strokes are edges of letters: above the median lies ink
+    flanks = step * np.array([[[-2], [-1]], [[2], [1]]])  # strokes keep two columns from the border
+    paper = _quantile(bright[row, col + flanks].min(1).max(0), 0.5)
+    # half of the strokes are edges of letters: above the median lies ink
+    full = _quantile(bright[row, col], 0.7)
     rise = full - paper
     ink = window > full - 0.55 * rise
     at, start, end, piece, n = _runs(ink)
     if not n:
         return
     length = end - start
-    value, of = window[ink], np.repeat(piece, length)
-    area = np.bincount(piece, length, n)
-    core = np.bincount(of, value >= full - 0.15 * rise, n)
     y0, x0, y1, x1, peak = np.full(n, rows), np.full(n, cols), *np.zeros((2, n), int), np.full(n, full - rise)
     for extreme, place, what in (
         (np.minimum, y0, at),
@@ -282,24 +280,29 @@ def _lines(
         (np.maximum, x1, end),
     ):
         extreme.at(place, piece, what)
+    cut = (y0 == 0) & (top > 0) | (y1 == len(window)) & (bottom < rows)
+    cut |= (x0 == 0) & (left > 0) | (x1 == window.shape[1]) & (right < cols)
+    h, w = y1 - y0, x1 - x0
+    fits = np.append((h >= 4) & (h <= _TALLEST) & ~cut, False)  # the last is no piece
+    of, label = np.repeat(piece, length), np.full(window.shape, -1)
+    label[ink] = of
+    stroke = label[row - top, col - left]
+    if _stems(col[fits[stroke]] // step) < _FEWEST:
+        return
+    value, area = window[ink], np.bincount(piece, length, n)
+    core = np.bincount(of, value >= full - 0.15 * rise, n)
     tip = np.maximum.reduceat(value, np.cumsum(length) - length)
     np.maximum.at(peak, piece, tip)
     edges = _crisp(window, at, start, -1, tip, rise).astype(int) + _crisp(window, at, end - 1, 1, tip, rise)
     crisp = np.bincount(piece, edges, n) / np.bincount(piece, minlength=n) / 2
-    label = np.full(window.shape, -1)
-    label[ink] = of
-    stroke = label[row - top, col - left]
-    cut = (y0 == 0) & (top > 0) | (y1 == len(window)) & (bottom < rows)
-    cut |= (x0 == 0) & (left > 0) | (x1 == window.shape[1]) & (right < cols)
-    h, w = y1 - y0, x1 - x0
-    letter = np.flatnonzero((h >= 4) & (h <= _TALLEST) & ~cut & (crisp >= 0.5))
+    letter = np.flatnonzero(fits[:-1] & (crisp >= 0.5))
     letter = letter[np.argsort(x0[letter], kind="stable")][:3000]  # a page of more is text without the rest
     for members in _rows(y0[letter], y1[letter], x0[letter], x1[letter]):
         p = letter[members]
-        written = np.zeros(n + 1, bool)  # the last is no piece
+        written = np.zeros_like(fits)
         written[p] = True
         stems = _stems(col[written[stroke]] // step)
-        if stems >= _WAYS[:, 2].min():
+        if stems >= _FEWEST:
             tall = _quantile(h[p], 0.5)
             a, b, c, d = y0[p].min(), y1[p].max(), x0[p].min(), x1[p].max()
             yield _Line(
