@@ -539,7 +539,7 @@ def step(
     yield
     timings[name] = round(perf_counter() - start, 1)
 
-# %% ../nbs/18_cli.ipynb #89046a37
+# %% ../nbs/18_cli.ipynb #e58d2852
 def safe_cases(
     data: Path,  # a cohort
     work: Path,  # gets the tag table, the de-identified files and their secret
@@ -566,7 +566,7 @@ def safe_cases(
     held = [
         h for h in done.held if not _is_volume(passed_over[h.item]) and not is_note(passed_over[h.item].name)
     ]
-    known = {path.relative_to(data).as_posix() for path in passed_over.values()}
+    known = {passed_over[h.item].relative_to(data).as_posix() for h in held}
     held += [h for h in found.held if h.item not in known]
     nameless = tuple(Held(f"item {i}", SAID) for i in range(1, len(found.held) + 1))
     return relocate(replace(found, held=nameless), dict(done.files)), held, names

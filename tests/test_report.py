@@ -97,8 +97,10 @@ def test_a_name_that_a_folder_gave_away_stays_behind(report):
     for folder in ("site", "work"):
         for path in report[folder].rglob("*"):
             assert NAME not in path.name
-            if path.is_file() and path.name != "report.json":
+            if path.is_file() and path.name not in ("report.json", "deidentified.keys.csv"):
                 assert NAME.encode() not in path.read_bytes(), path.name
+    keys = report["work"] / "deidentified.keys.csv"
+    assert NAME in keys.read_text() and keys.stat().st_mode & 0o777 == 0o600
 
 
 def test_masks_in_either_axis_order_land_on_the_same_lungs(report, cohort):
