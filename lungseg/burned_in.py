@@ -82,7 +82,7 @@ def _thin(
         found.append([first + 2 * row, col, height[at], np.where(bright[at] == height[at], 1, -1)])
     return np.concatenate(found, axis=1)
 
-# %% ../nbs/02b_burned_in.ipynb #cdf17252
+# %% ../nbs/02b_burned_in.ipynb #1c682e13
 _CLEAR = 0.22  # of the contrast; of a stroke
 _FAINT = 0.10  # of the contrast; of a stroke of exactly one value
 
@@ -92,7 +92,7 @@ def _strokes(
     low: int,  # its lowest value
     high: int,  # its highest
     contrast: float,
-) -> Integer[np.ndarray, "5 n"]:  # sign, step, row and column on every step-th pixel, height; in this order
+) -> Integer[np.ndarray, "6 n"]:  # sign, step, row and column on every step-th pixel, height, 1 if one value
     "The pixels on upright strokes, narrow and crisp, that go on in the row below."
     width, flat = plane.shape[1], plane.ravel()
     clear, faint = int(contrast * _CLEAR), int(contrast * _FAINT)
@@ -116,7 +116,7 @@ def _strokes(
     clipped = middle == np.where(sign > 0, high, -low)
     keep = (rise > clear) & (change <= rise // 4) | (rise > faint) & (change == 0) & ~clipped
     row, col = np.divmod(upper, width)
-    strokes = np.stack([sign, step, row // step, col // step, rise])[:, keep]
+    strokes = np.stack([sign, step, row // step, col // step, rise, change == 0])[:, keep]
     return strokes[:, np.lexsort(strokes[3::-1])]
 
 # %% ../nbs/02b_burned_in.ipynb #a0c88229
@@ -369,8 +369,9 @@ def _is_text(
         (enough & (np.array([line.unlike, line.fill]) <= _WAYS[:, 8:]).all(1)).any()
     )
 
-# %% ../nbs/02b_burned_in.ipynb #25f89367
+# %% ../nbs/02b_burned_in.ipynb #6cedc5d7
 _STRONG = 0.6  # of the contrast
+_FIRM = 0.3  # of the contrast
 
 
 def _text_lines(
@@ -383,9 +384,12 @@ def _text_lines(
         contrast = _contrast(plane, low, high)
         strokes = _strokes(plane, low, high, contrast)
         for share, least in ((_STRONG, 1), (0, 2)):
-            sign, step, row, col, _ = strokes[:, strokes[4] >= share * contrast]
+            sign, step, row, col, rise, same = strokes[:, strokes[4] >= share * contrast]
+            firm = (rise >= _FIRM * contrast) | (same > 0)
             sheet = 3 * (sign > 0) + step // 2
             for g in _groups(row + sheet * (len(plane) + 2 * _CELL), col, least):
+                if 2 * firm[g].sum() < len(g):
+                    continue
                 s = int(step[g[0]])
                 bright = plane if sign[g[0]] > 0 else ~plane
                 yield from filter(_is_text, _lines(bright, row[g] * s, col[g] * s, s, contrast))
