@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Finding', 'Audit', 'audit', 'write_findings']
 
-# %% ../nbs/03a_audit.ipynb #12f36381
+# %% ../nbs/03a_audit.ipynb #775e351f
 import os
 import re
 import zlib
@@ -22,14 +22,14 @@ from pydicom.dataelem import RawDataElement
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from .burned_in import holds_text
-from .core import writing
-from .deidentify import OBJECTS, SCREENS, pixel_frames
-from .deidentify import Gatherer, chunks, each, hands, of_text, source_of
+from .core import chunks, each, hands, writing
+from .deidentify import OBJECTS, SCREENS, Gatherer, of_text, source_of
 from .elements import encodings_of, items_of, keyword_of, quiet, right_vr, texts_of, vr_of
 from .dicom import find_dicom, why_not_dicom
 from .identity import FILLERS, Identity, Search, is_harmless, squeezed, strike, union, words_of
+from .pixels import pixel_frames
 
-# %% ../nbs/03a_audit.ipynb #bd542485
+# %% ../nbs/03a_audit.ipynb #83c08e5f
 @dataclass(frozen=True)
 class Finding:
     "One place that would identify somebody."
@@ -66,6 +66,7 @@ class Audit:
 _WORDS = {
     "name": "a name",
     "number": "a number of a person, a case or a device",
+    "own number": "a patient's number",
     "place": "an address, an institution or a device",
     "date": "a birth date",
 }
@@ -112,7 +113,7 @@ def _has_prose(
     data = value if isinstance(value, bytes) else str(value).encode("utf-8", "replace")
     return bool(re.search(rb"[A-Za-z\x80-\xff]{4,}", data)) and b"\0\0" not in data[:64]
 
-# %% ../nbs/03a_audit.ipynb #4af4220a
+# %% ../nbs/03a_audit.ipynb #af67bf25
 def _places(
     ds: Dataset,
     data: bytes,
@@ -214,7 +215,10 @@ def _audit_dicom(
     places = _bytes(data[:start], search, spans) | _bytes(
         data[end:], search, [(0, len(data), "after the pixels")]
     )
-    places |= {"PixelData" for _ in search.find(data[start:end], pixels=True)}
+    places |= {
+        "PixelData"
+        for _ in search.find(data[start:end], "stream" if syntax and syntax.is_encapsulated else "pixels")
+    }
     if syntax == DeflatedExplicitVRLittleEndian:
         packed = data[132 + 12 + ds.file_meta.FileMetaInformationGroupLength :]
         places |= _bytes(zlib.decompress(packed, -zlib.MAX_WBITS), search, [])

@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['HU', 'Mask', 'Labels', 'Affine', 'T', 'LungsegError', 'InputError', 'SeriesError', 'GeometryError', 'MaskError',
-           'CohortError', 'ModelError', 'SiteError', 'Held', 'rng', 'progress', 'pool', 'writing', 'write_json',
-           'read_json']
+           'CohortError', 'ModelError', 'SiteError', 'Held', 'rng', 'progress', 'pool', 'chunks', 'hands', 'each',
+           'writing', 'write_json', 'read_json']
 
-# %% ../nbs/00_core.ipynb #3495fdbd
+# %% ../nbs/00_core.ipynb #38a441f1
 import json
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -101,7 +101,7 @@ def progress(
     silent = os.environ.get("TQDM_DISABLE", "0") not in ("", "0")  # in a kernel, tqdm itself does not look
     return tqdm(items, desc, total, unit=unit, mininterval=seldom, dynamic_ncols=True, disable=silent)
 
-# %% ../nbs/00_core.ipynb #3cb602a9
+# %% ../nbs/00_core.ipynb #4fc161a9
 @contextmanager
 def pool(
     workers: int,  # processes
@@ -122,6 +122,41 @@ def pool(
         executor.shutdown(wait=False, cancel_futures=True)
         raise
     executor.shutdown()
+
+
+def chunks(
+    items: list,
+    size: int,
+) -> list[list]:
+    "A list in parts of a given size."
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+@contextmanager
+def hands(
+    workers: int,  # processes; 1: this one
+) -> Iterator[ProcessPoolExecutor | None]:
+    "Who does the work: other processes, or none."
+    if workers <= 1:
+        yield None
+        return
+    with pool(workers, light=True) as executor:
+        yield executor
+
+
+def each(
+    parts: list[list],
+    work: Callable[[list], T],
+    executor: ProcessPoolExecutor | None,  # as `hands` gives it
+    desc: str,  # what the progress bar says
+) -> Iterator[T]:
+    "Work through lists of files in order, in this process or in others, with one progress bar."
+    total = sum(map(len, parts))
+    with progress(range(total), desc, unit="file", total=total) as bar:
+        results = map(work, parts) if executor is None else executor.map(work, parts)
+        for part, result in zip(parts, results, strict=True):
+            yield result
+            bar.update(len(part))
 
 # %% ../nbs/00_core.ipynb #ecb507ee
 @contextmanager

@@ -6,7 +6,7 @@
 __all__ = ['FILLERS', 'folded', 'spellings', 'vocabulary', 'words_of', 'squeezed', 'Identity', 'union', 'of_name', 'of_number',
            'of_place', 'strike', 'is_harmless', 'clean_text', 'spelled_dates', 'Search']
 
-# %% ../nbs/02a_identity.ipynb #88b36a3a
+# %% ../nbs/02a_identity.ipynb #16cb09ab
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -15,6 +15,7 @@ from datetime import date
 from functools import lru_cache
 from importlib.resources import files
 from itertools import chain, pairwise, product
+from typing import Literal
 
 import numpy as np
 
@@ -179,7 +180,7 @@ def of_place(
     words = frozenset(form for w in telling for form in spellings(w))
     return whole | Identity(words=words, texts=frozenset(telling))
 
-# %% ../nbs/02a_identity.ipynb #8fd6224b
+# %% ../nbs/02a_identity.ipynb #f70f28f0
 _MONTHS = "jan|feb|mar|mär|apr|may|mai|jun|jul|aug|sep|oct|okt|nov|dec|dez"
 _SEP = r"[\s./_\-]{1,2}"
 _DAY, _MONTH, _YEAR = r"(?:0?[1-9]|[12]\d|3[01])", r"(?:0?[1-9]|1[0-2])", r"(?:(?:18|19|20)\d\d)"
@@ -192,7 +193,8 @@ _MOMENT = re.compile(
     rf"|(?<!\d){_DAY}(?:st|nd|rd|th|\.)?[\s_\-]*{_NAMED},?[\s_\-]*(?:{_YEAR}|'?\d\d(?!\d))"
     rf"|(?<![^\W_]){_NAMED}[\s_\-]*{_DAY}(?:st|nd|rd|th)?,?[\s_\-]+(?:{_YEAR}|'\d\d)"
     rf"|(?<!\d)(?:0[1-9]|[12]\d|3[01])(?:0[1-9]|1[0-2])(?:19|20)\d\d(?!\d)"
-    r"|(?<![\d.])(?:9\d|1[0-2]\d)[\s\-]*(?:y(?:ea)?rs?|y/?o|yo|jahre?|j|ans|años|anni|lat|jaar)(?![^\W_])[\s\-]*(?:old|alt)?",
+    r"|(?<![\d.])(?:9\d|1[0-2]\d)[\s\-]*(?:y(?:ea)?rs?|y/?o|y|[mf]|jahre?|jährig\w*|j|ans|años|anni|lat|jaar)(?![^\W_])"
+    r"[\s\-]*(?:old|alt)?|(?<![^\W_])(?:age|aged|alter|âge|edad)\W{0,3}(?:9\d|1[0-2]\d)(?!\d)",
     re.IGNORECASE,
 )
 _UID = re.compile(r"(?<![\d.])(?:[0-2](?:\.(?:0|[1-9]\d*)){4,}|2\.25\.\d{9,})(?![\d.])")
@@ -282,7 +284,7 @@ def strike(
     "Take an identity out of a text; and dates, UIDs, e-mail addresses and great ages, whoever's they are."
     return _cut(text, _struck(text, identity))
 
-# %% ../nbs/02a_identity.ipynb #b0971c3e
+# %% ../nbs/02a_identity.ipynb #4fa8fe35
 _NUMBER = r"\d{1,3}(?:[.,]\d{1,4})?"
 _UNIT = (
     "(?:mm|cm|m|ml|cc|s|sec|ms|min|h|kv|kvp|kev|ma|mas|mgy|gy|cgy|hu|mci|mbq|hz|fps|ph|x|w|wk|wks|mo|mon|mth"
@@ -359,8 +361,8 @@ def _short_names() -> frozenset[str]:
 def _is_abbreviation(
     word: str,
 ) -> bool:
-    "Whether a word of two to four Latin letters is nobody's name."
-    return bool(re.fullmatch("[A-Za-z]{2,4}", word)) and word.lower() not in _short_names()
+    "Whether a word of three or four capitals is nobody's name."
+    return bool(re.fullmatch("[A-Z]{3,4}", word)) and word.lower() not in _short_names()
 
 
 def _pieces(
@@ -432,7 +434,7 @@ def clean_text(
     "Keep what of a description is known to describe an examination, and is no part of an identity."
     return _cut(text, chain(_struck(text, identity), _unknown(text)))
 
-# %% ../nbs/02a_identity.ipynb #bc4b6bb8
+# %% ../nbs/02a_identity.ipynb #a608b813
 _ENCODINGS = (
     *(
         "utf-8",
@@ -452,17 +454,24 @@ _ENCODINGS = (
 
 def _encoded(
     text: str,
-) -> Iterator[tuple[bytes, bool]]:  # pattern, and whether chance would not write it into pixels
+) -> Iterator[
+    tuple[bytes, int]
+]:  # pattern, and where chance would not write it: 0 header, 1 stream, 2 pixels
     "A text in every character set that can write it, with ASCII letters in lower case."
-    rare = len(text) > 5 and sum(c.isalpha() for c in text) > 2
+    digits = [c for c in text if c.isdigit()]
+    rare = (len(text) > 5 and sum(c.isalpha() for c in text) > 2) or (
+        len(digits) > 7 and len(set(digits)) > 3
+    )
     for form in {text.lower()} if text.isascii() else {text, text.lower(), text.upper(), text.title()}:
         for encoding in ("ascii", "utf-16-le", "utf-16-be") if text.isascii() else _ENCODINGS:
             try:
                 pattern = form.encode(encoding).replace(b"\x1b(B", b"").lower()
             except UnicodeEncodeError:
                 continue
-            wide = encoding.startswith("utf-16")  # in images of 16 bits, dark pixels look so
-            yield pattern, not wide and (rare or not text.isascii()) and len(pattern) > 5
+            if encoding.startswith("utf-16") or len(pattern) < 5:  # dark pixels of 16 bits look like UTF-16
+                yield pattern, 0
+            else:
+                yield pattern, 1 + ((rare or not text.isascii()) and len(pattern) > 5)
 
 
 def spelled_dates(
@@ -511,7 +520,7 @@ class _Patterns:
         self.second[keys >> 16] = True
         self.inside = np.zeros(65536, bool)  # pairs of bytes among the first five of a pattern
         for pattern in self.patterns:
-            for pair in zip(pattern[:4], pattern[1:5], strict=False):
+            for pair in pairwise(pattern[:5]):
                 for a, b in product(*({x, *bytes([x]).upper()} for x in pair)):
                     self.inside[a | b << 8] = True
         self.lowest = int(self.inside.argmax())
@@ -534,11 +543,11 @@ class _Patterns:
             ]
         return sorted(found)
 
-    def _candidates_in_pixels(
+    def _candidates_among_many(
         self,
         data: bytes,
     ) -> list[int]:
-        "The same for patterns of six bytes and more, which cover two whole pairs wherever they begin."
+        "The same for patterns of five bytes and more, which cover two whole pairs wherever they begin."
         pairs = np.frombuffer(data, "<u2", len(data) // 2)
         if pairs.max() < self.lowest:  # as in most CT: no two bytes of a letter side by side
             return []
@@ -551,12 +560,12 @@ class _Patterns:
         self,
         data: bytes,
         *,
-        pixels: bool = False,  # many bytes, and patterns of six bytes and more
+        many: bool = False,  # bytes, and patterns of five and more
     ) -> Iterator[tuple[int, int]]:
         "Where patterns stand, as spans."
         if not self.patterns or len(data) < 4:
             return
-        for at in self._candidates_in_pixels(data) if pixels else self._candidates(data):
+        for at in self._candidates_among_many(data) if many else self._candidates(data):
             for length in self.lengths.get(data[at : at + 4].lower(), ()):
                 if data[at : at + length].lower() in self.patterns:
                     yield at, at + length
@@ -569,7 +578,7 @@ class Search:
         self,
         identity: Identity,
         *,
-        but: Iterable[str] = (),  # texts that the outputs hold rightly, e.g. moved dates
+        but: Iterable[str] = (),  # texts that may stand
     ) -> None:
         self.uids = frozenset(u.encode() for u in identity.uids if u.isascii())
         spelled = set(chain.from_iterable(map(spelled_dates, identity.dates)))
@@ -579,19 +588,19 @@ class Search:
         texts = {
             t for t in (texts | spelled) - {*but} if t.lower() not in but and not (t.isdigit() and len(t) < 6)
         }
-        patterns = {p: rare for t in texts for p, rare in _encoded(t) if len(p) > 3}
-        self.everywhere = _Patterns(patterns)
-        self.in_pixels = _Patterns(p for p, rare in patterns.items() if rare)
+        patterns = {p: where for t in texts for p, where in _encoded(t) if len(p) > 3}
+        self.header, self.stream, self.pixels = (
+            _Patterns(p for p, w in patterns.items() if w >= n) for n in (0, 1, 2)
+        )
 
     def find(
         self,
         data: bytes,
-        *,
-        pixels: bool = False,  # the data are pixels, in which chance writes short texts and numbers
+        where: Literal["header", "stream", "pixels"] = "header",  # a stream holds compressed pixels
     ) -> list[tuple[int, int]]:  # where an identity stands, as spans
         "Where in the data somebody is identified."
-        patterns = self.in_pixels if pixels else self.everywhere
-        return [(at, end) for at, end in patterns.find(data, pixels=pixels) if self._stands(data, at, end)]
+        spans = getattr(self, where).find(data, many=where != "header")
+        return [(at, end) for at, end in spans if self._stands(data, at, end)]
 
     def find_uids(
         self,

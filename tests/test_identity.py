@@ -54,10 +54,10 @@ def test_striking_never_adds_and_a_second_time_changes_nothing(text, name):
 
 
 @settings(deadline=None)
-@given(TEXTS)
+@given(TEXTS.filter(lambda text: "@" not in text and not any(c.isdigit() for c in text)))
 def test_text_without_words_of_an_identity_is_retained_as_it_is(text):
     left = strike(text, Identity())
-    assert left == text or any(c.isdigit() for c in text) or "@" in text
+    assert left == text
 
 
 @pytest.mark.parametrize(
@@ -120,8 +120,8 @@ def test_the_search_finds_what_a_plain_search_finds(noise, name, at, encoding):
     search = Search(of_name(name))
     planted = noise[:at] + b"\0" + name.encode(encoding) + b"\0" + noise[at:]
     known = spellings(name)[0] in vocabulary() or not of_name(name)  # a word that stands for no name
-    assert known or (search.find(planted) and naive(planted, search.everywhere.patterns))
-    if not naive(noise, search.everywhere.patterns):
+    assert known or (search.find(planted) and naive(planted, search.header.patterns))
+    if not naive(noise, search.header.patterns):
         assert not search.find(noise)
 
 
@@ -134,8 +134,8 @@ def test_dates_are_found_as_people_write_them(day):
 
 def test_chance_does_not_write_names_into_pixels():
     noise = bytes(range(256)) * 2000
-    assert not Search(of_name("Ahn^Bo") | of_number("4711") | of_place("Utopingen")).find(noise, pixels=True)
-    assert Search(of_place("Utopingen")).find(noise + b"Utopingen", pixels=True)
+    assert not Search(of_name("Ahn^Bo") | of_number("4711") | of_place("Utopingen")).find(noise, "pixels")
+    assert Search(of_place("Utopingen")).find(noise + b"Utopingen", "pixels")
 
 
 # Who is who
