@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['TABLES', 'BASIC', 'OPTIONS', 'RESEARCH', 'OBJECTS', 'SCREENS', 'Place', 'Rule', 'load_table', 'load_allowed',
            'Option', 'check_options', 'attribute_type', 'resolve', 'decide', 'source_of', 'of_text', 'Gatherer',
-           'identity_of', 'deidentify_dataset', 'why_held', 'Deidentified', 'write_report', 'deidentify']
+           'identity_of', 'deidentify_dataset', 'why_held', 'Deidentified', 'write_report', 'know', 'deidentify']
 
-# %% ../nbs/03_deidentify.ipynb #b87c8469
+# %% ../nbs/03_deidentify.ipynb #10c534a2
 import csv
 import os
 import re
@@ -16,6 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from datetime import date
 from functools import lru_cache, partial
 from html import escape
 from importlib.resources import files
@@ -228,7 +229,7 @@ def _safe_private() -> dict[tuple[str, int, int], str]:
     rows = _rows("safe_private.csv")
     return {(r["creator"].casefold(), int(r["group"], 16), int(r["element"], 16)): r["vr"] for r in rows}
 
-# %% ../nbs/03_deidentify.ipynb #1453e585
+# %% ../nbs/03_deidentify.ipynb #c9e7ed8b
 @lru_cache(maxsize=100_000)
 def source_of(
     tag: int,
@@ -286,7 +287,7 @@ class Gatherer:
         self,
         keep: tuple[str, ...],
     ) -> None:
-        self.keep, self.seen, self.found = keep, set(), []
+        self.keep, self.seen, self.found, self.memo = keep, set(), [], {}
 
     def add(
         self,
@@ -960,7 +961,7 @@ def _write_keys(
         ) as f:
             csv.writer(f).writerows(rows)
 
-# %% ../nbs/03_deidentify.ipynb #582899c0
+# %% ../nbs/03_deidentify.ipynb #9abf2d4a
 _MUST = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality")
 _MODALITIES = {
     "CT",
@@ -988,6 +989,53 @@ class _Facts:
     dates: frozenset = field(default=frozenset(), repr=False)
 
 
+_ASKED = {  # of most slices: the same in all of a series, or short
+    int(Tag(k))
+    for k in (
+        *(
+            "SpecificCharacterSet",
+            "ImageType",
+            "SOPClassUID",
+            "StudyInstanceUID",
+            "SeriesInstanceUID",
+            "Modality",
+        ),
+        *("PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "ImageOrientationPatient"),
+        *("BurnedInAnnotation", "Rows", "Columns", "BitsAllocated", "SamplesPerPixel", "NumberOfFrames"),
+        *("PixelRepresentation", "PlanarConfiguration"),
+    )
+}
+
+
+def know(
+    ds: Dataset,  # just read
+    elements: list[tuple[int, RawDataElement | DataElement]],  # its own
+    memo: dict,  # of elements that were converted before
+) -> None:
+    "Give a data set the converted elements of another, where they are the same: slices differ in few."
+    for tag, element in elements:
+        if tag in _ASKED and isinstance(element.value, bytes):
+            said = ("asked", tag, element.VR, element.value, ds.original_encoding)
+            if said not in memo:
+                memo[said] = ds[tag]
+            ds[tag] = memo[said]
+
+
+def _days(
+    elements: list[tuple[int, RawDataElement | DataElement]],
+    memo: dict,
+) -> frozenset[date]:
+    "The days that a header names."
+    found = set()
+    for tag, element in elements:
+        if vr_of(tag) in ("DA", "DT") and element.value:
+            said = ("days", tag, str(element.value))
+            if said not in memo:
+                memo[said] = {read_date(t) for t in texts_of(element, "DA", ())} - {None}
+            found |= memo[said]
+    return frozenset(found)
+
+
 def _look(
     path: Path,
     gatherer: Gatherer,
@@ -995,7 +1043,9 @@ def _look(
     "Read one header."
     try:
         ds = dcmread(path, stop_before_pixels=True, force=True)
+        elements = elements_of(ds)
         gatherer.add(ds)
+        know(ds, elements, gatherer.memo)
         missing = [k for k in _MUST if not str(ds.get(k) or "").strip(" \0")]
         if missing:
             return _Facts(path, f"{', '.join(missing)} missing or empty")
@@ -1003,8 +1053,6 @@ def _look(
             position = slice_position(ds)
         except SeriesError:
             position = 0.0
-        moments = (e for tag, e in elements_of(ds) if vr_of(tag) in ("DA", "DT"))
-        dates = {read_date(t) for e in moments for t in texts_of(e, "DA", ())}
         return _Facts(
             path,
             "" if _kind(ds) else why_held(ds),
@@ -1012,7 +1060,7 @@ def _look(
             str(ds.SOPInstanceUID).strip(" \0"),
             (str(ds.SeriesInstanceUID).strip(" \0"), str(ds.Modality)),
             position,
-            frozenset(dates - {None}),
+            _days(elements, gatherer.memo),
         )
     except Exception as e:  # whatever a broken file provokes in the parser
         return _Facts(path, f"the header cannot be read ({type(e).__name__})")
@@ -1098,22 +1146,7 @@ def _code_of(
     "What a source is called where its name must not be said."
     return f"file-{key.code('file', path.relative_to(src).as_posix(), 8)}"
 
-# %% ../nbs/03_deidentify.ipynb #d24c6e4f
-_ASKED = {
-    int(Tag(k))
-    for k in (
-        *(
-            "SOPClassUID",
-            "SpecificCharacterSet",
-            "ImageType",
-            "BurnedInAnnotation",
-            "Rows",
-            "Columns",
-            "BitsAllocated",
-        ),
-        *("SamplesPerPixel", "NumberOfFrames", "PixelRepresentation", "PlanarConfiguration"),
-    )
-}
+# %% ../nbs/03_deidentify.ipynb #3047f8f6
 _KEPT: dict[str, tuple[Search, dict]] = {}  # of the batch that this process works on
 
 
@@ -1184,7 +1217,7 @@ class _Work:
         try:
             ds = dcmread(job.source, force=True)
             elements = elements_of(ds)
-            self._know(ds, elements)
+            know(ds, elements, self.memos)
             reason, unseen, encoded = self._judged(ds, elements, job)
             if encoded:
                 places.update(encoded.places)
@@ -1197,19 +1230,6 @@ class _Work:
         except Exception as e:  # whatever a broken file provokes in the parser
             reason = f"cannot be de-identified ({type(e).__name__})"
         return _Outcome(job.source, job.target, reason, places, unseen)
-
-    def _know(
-        self,
-        ds: Dataset,
-        elements: list,
-    ) -> None:
-        "Give a data set the converted elements of one before it, where they are the same: slices differ in few."
-        for tag, element in elements:
-            if tag in _ASKED and isinstance(element.value, bytes):
-                said = ("asked", tag, element.VR, element.value, ds.original_encoding)
-                if said not in self.memos:
-                    self.memos[said] = ds[tag]
-                ds[tag] = self.memos[said]
 
     def _judged(
         self,

@@ -434,7 +434,7 @@ def clean_text(
     "Keep what of a description is known to describe an examination, and is no part of an identity."
     return _cut(text, chain(_struck(text, identity), _unknown(text)))
 
-# %% ../nbs/02a_identity.ipynb #a608b813
+# %% ../nbs/02a_identity.ipynb #b129e9af
 _ENCODINGS = (
     *(
         "utf-8",
@@ -523,7 +523,9 @@ class _Patterns:
             for pair in pairwise(pattern[:5]):
                 for a, b in product(*({x, *bytes([x]).upper()} for x in pair)):
                     self.inside[a | b << 8] = True
-        self.lowest = int(self.inside.argmax())
+        self.lowest, self.highest = (
+            np.flatnonzero(self.inside)[[0, -1]] if self.patterns else np.zeros(2)
+        ).astype(np.uint16)
 
     def _candidates(
         self,
@@ -549,10 +551,11 @@ class _Patterns:
     ) -> list[int]:
         "The same for patterns of five bytes and more, which cover two whole pairs wherever they begin."
         pairs = np.frombuffer(data, "<u2", len(data) // 2)
-        if pairs.max() < self.lowest:  # as in most CT: no two bytes of a letter side by side
-            return []
-        inside = np.take(self.inside, pairs, mode="clip")
-        twice = np.flatnonzero(inside[1:] & inside[:-1])
+        at = np.flatnonzero(
+            pairs - self.lowest <= self.highest - self.lowest
+        )  # in most CT, no two letters side by side
+        at = at[self.inside[pairs[at]]]
+        twice = at[:-1][np.diff(at) == 1]
         starts = sorted({2 * at - back for at in twice.tolist() for back in (0, 1)})
         return [at for at in starts if at >= 0 and int.from_bytes(data[at : at + 4], "little") in self.keys]
 
