@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from copy import deepcopy
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
@@ -18,7 +19,6 @@ from PIL import Image, ImageDraw, ImageFont
 from pydicom import DataElement, Dataset, Sequence, dcmread
 from pydicom.data import get_testdata_file
 from pydicom.datadict import dictionary_VR, keyword_for_tag
-from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEGBaseline8Bit
 from realdata import real
@@ -387,10 +387,7 @@ def test_real_series_keep_their_pixels_and_conform_as_before(name, tmp_path):
 
 def planted_option_set(slice_: Dataset) -> Dataset:
     "A slice with something for each option."
-    ds = Dataset()
-    ds.update(slice_)
-    ds.set_original_encoding(False, True, "ISO_IR 100")
-    ds.file_meta = slice_.file_meta
+    ds = deepcopy(slice_)
     ds.InstitutionName, ds.DeviceSerialNumber, ds.PatientAge = "Utopia Clinic", "SN-12345", "093Y"
     ds.StudyDate, ds.SeriesDescription, ds.PatientSex = "20240301", "Chest axial Quirrenbach", "F"
     ds.add_new(0x00190010, "LO", "GEMS_ACQU_01")
@@ -570,10 +567,7 @@ COMMENTS = ["pat 08154711", "mrn QX-0815471", "MEYER, Ulf", "born 1951-02-03", "
 
 def with_pixels(slice_: Dataset, path: Path, uid: str, pixels: bytes, compressed: bool) -> None:
     "Write a slice of an invented patient with other pixels."
-    ds = Dataset()
-    ds.update(slice_)
-    ds.file_meta = FileMetaDataset()
-    ds.file_meta.update(slice_.file_meta)
+    ds = deepcopy(slice_)
     ds.PatientName, ds.PatientID, ds.PatientBirthDate = "Meyer^Ulf", "08154711", "19510203"
     ds.AccessionNumber, ds.StudyInstanceUID, ds.SOPInstanceUID = "QX-0815471", "1.2.99.5.6.7.8", uid
     ds.file_meta.MediaStorageSOPInstanceUID = uid
