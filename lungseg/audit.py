@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Finding', 'Audit', 'audit', 'write_findings']
 
-# %% ../nbs/03a_audit.ipynb #775e351f
+# %% ../nbs/03a_audit.ipynb #e228dbf9
 import os
 import re
 import zlib
@@ -18,18 +18,29 @@ from itertools import chain
 from pathlib import Path
 
 from pydicom import Dataset, dcmread
-from pydicom.dataelem import RawDataElement
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from .burned_in import holds_text
 from .core import chunks, each, hands, writing
-from .deidentify import OBJECTS, SCREENS, Gatherer, of_text, source_of
-from .elements import encodings_of, items_of, keyword_of, quiet, right_vr, texts_of, vr_of
+from .deidentify import OBJECTS, RESEARCH, SCREENS, Gatherer, decide, of_text, source_of
+from .elements import TEXT_VRS, encodings_of, items_of, keyword_of, quiet, right_vr, texts_of, vr_of
 from .dicom import find_dicom, why_not_dicom
-from .identity import FILLERS, Identity, Search, is_harmless, squeezed, strike, union, words_of
+from lungseg.identity import (
+    FILLERS,
+    Identity,
+    Search,
+    clean_text,
+    is_harmless,
+    squeezed,
+    strike,
+    union,
+    words_of,
+)
 from .pixels import pixel_frames
+from .pseudonyms import cap_age
 
-# %% ../nbs/03a_audit.ipynb #83c08e5f
+# %% ../nbs/03a_audit.ipynb #b807e86a
 @dataclass(frozen=True)
 class Finding:
     "One place that would identify somebody."
@@ -76,8 +87,11 @@ def _is_pseudonym(
     ds: Dataset,
 ) -> bool:
     "Whether the patient's number is nobody's, as far as a header can tell."
-    name = squeezed(str(ds.get("PatientName") or ""))
-    same = not name or name in FILLERS or name == squeezed(str(ds.get("PatientID") or ""))
+    said = str(ds.get("PatientName") or "").strip(" ^")
+    name = squeezed(said)
+    same = (
+        not name or name in FILLERS or (name == squeezed(str(ds.get("PatientID") or "")) and "^" not in said)
+    )
     return same and str(ds.get("PatientIdentityRemoved") or "").strip().upper() == "YES"
 
 
@@ -99,11 +113,29 @@ def _said(
         elif vr == "SQ":
             for item in items_of(element, encodings) if right_vr(element.VR, "SQ") else ():
                 yield from _said(item, pseudonym, path, encodings)
+        elif vr in TEXT_VRS and (doubt := _doubt(tag, vr, element, encodings)):
+            yield path, doubt, Identity()
         elif (what := source_of(int(tag), ())) in _WORDS and (what != "date" or "Birth" in path):
             texts = texts_of(element, vr.split(" ")[0], encodings) if right_vr(element.VR, vr) else []
             found = union(of_text(t, what) for t in texts if squeezed(t) != pseudonym or not pseudonym)
             if found:
                 yield path, _WORDS[what], found
+
+
+def _doubt(
+    tag: int,
+    vr: str,
+    element: RawDataElement | DataElement,
+    encodings: tuple[str, ...],
+) -> str:
+    "What speaks against a text that de-identification would have cleaned."
+    texts = texts_of(element, vr, encodings) if right_vr(element.VR, vr) else []
+    if vr == "AS":
+        return "" if all(cap_age(t) in (t, "") for t in texts) else "an age of more than 90 years"
+    if keyword_of(tag) == "DeidentificationMethod":
+        return ""
+    cleaned = decide(int(tag), "", "CT Image", RESEARCH) == "C" and vr not in ("DA", "DT", "TM")
+    return "text that was not cleaned" if cleaned and any(clean_text(t) != t for t in texts) else ""
 
 
 def _has_prose(
@@ -312,7 +344,7 @@ def audit(
             named[shown] = path
     return Audit(findings, len(everything), named)
 
-# %% ../nbs/03a_audit.ipynb #6a549d80
+# %% ../nbs/03a_audit.ipynb #94a3b128
 def write_findings(
     found: Audit,
     csv: Path | str | None,  # every finding
@@ -327,7 +359,11 @@ def write_findings(
     if names:
         with writing(names) as beside:
             with os.fdopen(
-                os.open(beside, os.O_WRONLY | os.O_CREAT, 0o600), "w", encoding="utf-8", newline=""
+                os.open(beside, os.O_WRONLY | os.O_CREAT, 0o600),
+                "w",
+                encoding="utf-8",
+                errors="surrogateescape",
+                newline="",
             ) as f:
                 writer(f).writerows(
                     [("file", "path"), *((shown, str(path)) for shown, path in found.paths.items())]

@@ -101,7 +101,7 @@ def progress(
     silent = os.environ.get("TQDM_DISABLE", "0") not in ("", "0")  # in a kernel, tqdm itself does not look
     return tqdm(items, desc, total, unit=unit, mininterval=seldom, dynamic_ncols=True, disable=silent)
 
-# %% ../nbs/00_core.ipynb #4fc161a9
+# %% ../nbs/00_core.ipynb #fcc7826a
 @contextmanager
 def pool(
     workers: int,  # processes
@@ -109,12 +109,12 @@ def pool(
     light: bool = False,  # the work needs no threads: processes may be forked, which start at once
 ) -> Iterator[ProcessPoolExecutor]:  # give it work with `.map` or `.submit`
     "Worker processes that are done with when the block is; if the block fails, what has not begun is cancelled."
-    ignore = (signal.SIGINT, signal.SIG_IGN)
     others = [
         t for t in threading.enumerate() if t is not threading.main_thread() and not isinstance(t, TMonitor)
     ]
     fork = light and not others and sys.platform == "linux"  # a forked thread would leave its locks behind
     context = get_context("fork" if fork else "spawn")
+    ignore = (signal.SIGINT, signal.SIG_IGN)
     executor = ProcessPoolExecutor(workers, context, initializer=signal.signal, initargs=ignore)
     try:
         yield executor

@@ -7,10 +7,11 @@ __all__ = ['TABLES', 'BASIC', 'OPTIONS', 'RESEARCH', 'OBJECTS', 'SCREENS', 'Plac
            'Option', 'check_options', 'attribute_type', 'resolve', 'decide', 'source_of', 'of_text', 'Gatherer',
            'identity_of', 'deidentify_dataset', 'why_held', 'Deidentified', 'write_report', 'know', 'deidentify']
 
-# %% ../nbs/03_deidentify.ipynb #10c534a2
+# %% ../nbs/03_deidentify.ipynb #f8bf30bd
 import csv
 import os
 import re
+import threading
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
@@ -20,8 +21,9 @@ from datetime import date
 from functools import lru_cache, partial
 from html import escape
 from importlib.resources import files
-from io import BytesIO
+from io import BytesIO, StringIO
 from itertools import chain
+from multiprocessing import parent_process
 from pathlib import Path
 from secrets import token_hex
 from struct import pack
@@ -39,7 +41,8 @@ from .core import Held, InputError, SeriesError, chunks, each, hands, writing
 from .dicom import find_dicom, slice_position
 from .elements import CHARSET_VRS, SIZES, TEXT_VRS, Encoder, elements_of, encodings_of
 from .elements import items_of, keyword_of, quiet, right_vr, texts_of, vr_of
-from .identity import Identity, Search, clean_text, of_name, of_number, of_place, strike, union
+from .identity import Identity, Search, clean_text, of_name, of_number, of_place
+from .identity import squeezed, strike, union
 from .pixels import drop_written_overlays, encoding_of, painted, pixel_bytes, pixel_frames
 from .pseudonyms import Key, Person, cap_age, patient_of, person_of
 from .pseudonyms import read_date, read_secret, shift_date, tell_apart
@@ -179,8 +182,22 @@ def resolve(
             return letter
     return "D"
 
-# %% ../nbs/03_deidentify.ipynb #45e99d0a
+# %% ../nbs/03_deidentify.ipynb #d6bbbc84
 _NAME, _NUMBER = int(Tag("PatientName")), int(Tag("PatientID"))
+_TERMS = {  # defined terms (PS3.3) and makers: a value that is one of its own attribute's is nobody's name
+    int(Tag(keyword)): frozenset(terms.split("|"))
+    for keyword, terms in {
+        "RescaleType": "HU|HU_MOD|OD|US|MGML|Z_EFF|ED|EDW|PCT",
+        "PhotometricInterpretation": "MONOCHROME1|MONOCHROME2|PALETTE COLOR|RGB|YBR_FULL|YBR_FULL_422|YBR_ICT|YBR_RCT",
+        "PatientPosition": "HFS|HFP|FFS|FFP|HFDL|HFDR|FFDL|FFDR",
+        "Modality": "CT|MR|PT|RTSTRUCT|RTDOSE|RTPLAN|SEG|REG|OT",
+        "BodyPartExamined": "CHEST|HEAD|NECK|HEADNECK|ABDOMEN|PELVIS|THORAX|LUNG|HEART|LIVER|BREAST|SPINE|BODY|WHOLEBODY|HAND"
+        "|ARM|LEG|FOOT|KNEE|SHOULDER|CSPINE|TSPINE|LSPINE|BRAIN|CHEST_TO_PELVIS|CHESTABDPELVIS|EXTREMITY",
+        "ConvolutionKernel": "STANDARD|SOFT|BONE|BONEPLUS|LUNG|DETAIL|SHARP|EDGE|SMOOTH|CHST|A|B|C|D|L|YA|YB|YC|STD+",
+        "Manufacturer": "SIEMENS|SIEMENS HEALTHINEERS|PHILIPS|PHILIPS MEDICAL SYSTEMS|PHILIPS HEALTHCARE|GE MEDICAL SYSTEMS"
+        "|GE HEALTHCARE|TOSHIBA|TOSHIBA_MEC|CANON_MEC|CANON|HITACHI|FUJIFILM|SHIMADZU|UIH|NEUSOFT|VARIAN|ELEKTA|PICKER",
+    }.items()
+}
 _PIXELS = {int(Tag(k)) for k in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")}
 
 
@@ -229,7 +246,7 @@ def _safe_private() -> dict[tuple[str, int, int], str]:
     rows = _rows("safe_private.csv")
     return {(r["creator"].casefold(), int(r["group"], 16), int(r["element"], 16)): r["vr"] for r in rows}
 
-# %% ../nbs/03_deidentify.ipynb #c9e7ed8b
+# %% ../nbs/03_deidentify.ipynb #916938ec
 @lru_cache(maxsize=100_000)
 def source_of(
     tag: int,
@@ -266,7 +283,7 @@ def of_text(
     if what == "name":
         return of_name(text)
     if what == "uid":
-        known = not text or text.startswith("1.2.840.10008.")
+        known = not text or text in uids.UID_dictionary
         return Identity() if known else Identity(uids=frozenset({text}))
     if what == "date":
         day = read_date(text)
@@ -299,16 +316,15 @@ class Gatherer:
         names = {
             tag: e.value for tag, e in elements if tag in (_NAME, _NUMBER) and isinstance(e.value, bytes)
         }
-        alias = len(names) == 2 and names[_NAME].strip(b" ^\0") == names[_NUMBER].strip(
-            b" ^\0"
-        )  # LUNG-001 is no name
+        alias = len(names) == 2 and names[_NAME].strip(b" ^\0") == names[_NUMBER].strip(b" ^\0")
+        alias &= bool(re.search(rb"\d", names.get(_NAME, b"")))  # LUNG-001 is no name
         for tag, element in elements:
             vr = vr_of(tag)
             what = "items" if vr == "SQ" else source_of(tag, self.keep)
             if not what or tag in _PIXELS or not element.value or (alias and tag == _NAME):
                 continue
             if isinstance(element.value, bytes):
-                said = (tag, element.value)
+                said = (tag, element.value, encodings)
                 if said in self.seen:
                     continue
                 self.seen.add(said)
@@ -345,7 +361,7 @@ def identity_of(
         gatherer.add(ds)
     return union(gatherer.found)
 
-# %% ../nbs/03_deidentify.ipynb #c25bd21a
+# %% ../nbs/03_deidentify.ipynb #ec3637b8
 _DUMMY = dict(
     AE="ANONYMOUS", AS="000D", CS="ANONYMOUS", DA="19000101", DT="19000101000000", TM="000000"
 ) | dict(DS="0", IS="0", PN="Anonymous", UR="urn:removed")
@@ -353,6 +369,7 @@ _NUMERIC = re.compile(rb"[\d+\-.eE \\\0]*")
 _LONG = re.compile(rb"(?<![\d.])\d{6,}(?![\d.])")
 _TIME = re.compile(r"\d{2}(:?\d{2}(:?\d{2}(\.\d{1,6})?)?)?(-\d{2,6}(\.\d{1,6})?)?")
 _MOMENT = re.compile(r"\d{4}[\d.\-]{0,6}(\d{0,6}(\.\d{1,6})?)?([+\-]\d{4})?")
+_SAFE_WHEN_CLEAN = {"AS", "DA", "DT", "TM", "UI"}  # these hold nothing but what was judged
 _CODES = {
     int(Tag(k))
     for k in ("CodeValue", "LongCodeValue", "URNCodeValue", "CodingSchemeDesignator", "CodingSchemeVersion")
@@ -449,12 +466,14 @@ class _Walk(Encoder):
             return self.carried(tag, vr, element, tag in _PIXELS), []
         texts = texts_of(element, vr, encodings) if vr in TEXT_VRS else []
         cleaned = self._values(tag, vr, letter, element, texts)
-        if cleaned is None and not self._still_told(element.value):
+        if cleaned is None and (
+            vr in _SAFE_WHEN_CLEAN or tag in self._terms(element) or not self._still_told(element.value)
+        ):
             return self.carried(tag, vr, element), []
         if cleaned and any(cleaned) and (letter != "C" or all(cleaned) or vr in CHARSET_VRS):
             dummy = _DUMMY["CS"] if vr == "CS" and attribute_type(self.kind, path) == 1 else ""
             part = self.put(tag, vr, [v or dummy for v in cleaned], encodings)
-            if not self._still_told(part[8:]):
+            if vr in _SAFE_WHEN_CLEAN or not self._still_told(part[8:]):
                 return part, [] if letter in "KC" and cleaned == texts else [(path, letter)]
         return self._nothing_left(tag, vr, parents, path)
 
@@ -477,6 +496,8 @@ class _Walk(Encoder):
                 or len(element.value) % SIZES.get(vr.split(" ")[0], 1) == 0
             )
             return None if sound and letter == "K" else []
+        if letter == "K" and self._terms(element):
+            return None
         kept = [self._kept(tag, vr, letter, t) for t in texts]
         return None if kept == texts and element.VR in (None, vr) else kept
 
@@ -508,7 +529,8 @@ class _Walk(Encoder):
             sound = re.fullmatch(r"[0-9.]{1,64}", text) and text not in self.identity.uids
             return text if sound else "" if keyword_of(tag).endswith("ClassUID") else self.key.uid(text)
         if tag in _CODES:
-            return text
+            odd = not re.fullmatch(r"[^\s@]{1,64}", text) or squeezed(text) in self.identity.words
+            return strike(text, self.identity) if odd else text
         if vr in ("AE", "CS") and not text.isascii():
             return ""
         prose = (letter == "C" and vr != "AE") or not text.isascii()
@@ -532,6 +554,17 @@ class _Walk(Encoder):
         return not any(
             n.decode() in self.identity.codes or n.decode() in self._days for n in _LONG.findall(value)
         )
+
+    def _terms(
+        self,
+        element: RawDataElement | DataElement,
+    ) -> set[int]:
+        "The tag of an element that holds a term of its own attribute, which is nobody's name."
+        tag, value = int(element.tag), element.value
+        said = (
+            value.decode("latin-1").strip(" \0").upper() if isinstance(value, bytes) else str(value).upper()
+        )
+        return {tag} if said in _TERMS.get(tag, ()) else set()
 
     def _still_told(
         self,
@@ -568,6 +601,8 @@ class _Walk(Encoder):
             return b"", [(path, "X")]
         if vr == "SQ":
             return self.sequence(tag, [b""] * (letter == "D")), [(path, letter)]
+        if letter == "U":
+            return self.put(tag, "UI", [self.key.uid(path)]), [(path, "U")]
         if letter == "Z":
             return self.encoded(tag, vr.split(" ")[0], b""), [(path, "Z")]
         if vr in TEXT_VRS:
@@ -633,7 +668,7 @@ class _Walk(Encoder):
                 }
         return body
 
-# %% ../nbs/03_deidentify.ipynb #2db0b722
+# %% ../nbs/03_deidentify.ipynb #1a623512
 def _marks(
     walk: _Walk,
     looked_at: bool,  # the pixels, for burned-in text
@@ -725,7 +760,8 @@ def _encode(
     body, places = walk.dataset(ds, elements=elements)
     said = ("marks", looked_at)
     marks = walk.memo[said] if said in walk.memo else walk.memo.setdefault(said, _marks(walk, looked_at))
-    told = b"".join(body[t] for t in sorted(body) if t not in marks and t not in _PIXELS)
+    terms = {t for tag, e in elements or elements_of(ds) if tag in _TERMS for t in walk._terms(e)}
+    told = b"".join(body[t] for t in sorted(body) if t not in marks and t not in _PIXELS and t not in terms)
     body |= marks
     places = [p for p in places if p[0] not in {keyword_for_tag(t) for t in marks}]
     places += [("PatientName", "D"), ("PatientID", "D")]
@@ -780,7 +816,7 @@ def deidentify_dataset(
         )
         return dcmread(BytesIO(b"".join(_encode(ds, walk).parts())))
 
-# %% ../nbs/03_deidentify.ipynb #81f7992c
+# %% ../nbs/03_deidentify.ipynb #1e735859
 def _why_screen(
     ds: Dataset,
 ) -> str:
@@ -809,8 +845,10 @@ def why_held(
         return reason
     if any(ds[t].value for t in ds.keys() if t.group >> 8 == 0x60 and t.element == 0x0102):
         return "OverlayBitPosition: an overlay is hidden in the pixels"
-    if "PixelData" not in ds or "Rows" not in ds:
+    if "PixelData" not in ds:
         return ""
+    if not (ds.get("Rows") and ds.get("Columns")):
+        return "PixelData: without Rows and Columns it cannot be looked at"
     syntax = getattr(ds, "file_meta", {}).get("TransferSyntaxUID")
     if not (syntax and syntax.is_encapsulated):
         needed, data = pixel_bytes(ds), ds.get_item("PixelData").value or b""
@@ -822,7 +860,7 @@ def why_held(
         return "PixelData: something that looks like writing"
     return ""
 
-# %% ../nbs/03_deidentify.ipynb #78fe71c5
+# %% ../nbs/03_deidentify.ipynb #115ccc44
 @dataclass(frozen=True)
 class Deidentified:
     "What became of a folder; its text holds no identity."
@@ -956,12 +994,12 @@ def _write_keys(
         )
     rows += [("", "", "", item, str(source)) for item, source in result.sources.items()]
     with writing(path) as beside:
-        with os.fdopen(
-            os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8", newline=""
-        ) as f:
-            csv.writer(f).writerows(rows)
+        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as f:
+            text = StringIO(newline="")
+            csv.writer(text).writerows(rows)
+            f.write(text.getvalue().encode("utf-8", "surrogateescape"))  # a file name may be no UTF-8
 
-# %% ../nbs/03_deidentify.ipynb #9abf2d4a
+# %% ../nbs/03_deidentify.ipynb #63935c1c
 _MUST = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality")
 _MODALITIES = {
     "CT",
@@ -1123,17 +1161,18 @@ def _plan(
     groups = defaultdict(list)
     held += [(f.path, f.reason) for f in facts if f.reason]
     for f in (f for f in facts if not f.reason):
-        if f.instance not in again:
-            groups[f.series].append(f)
-        again[f.instance].append((f.path, _code_of(key, src, f.path)))
-    for (_, modality), members in groups.items():
-        patient, modality = patients[members[0].path], modality if modality in _MODALITIES else "OTHER"
+        instance = patients[f.path], f.instance
+        if instance not in again:
+            groups[patients[f.path], *f.series].append(f)
+        again[instance].append((f.path, _code_of(key, src, f.path)))
+    for (patient, _, modality), members in groups.items():
+        modality = modality if modality in _MODALITIES else "OTHER"
         case = names.setdefault(key.patient(patient), f"Case_{len(names):03d}")
         numbers.setdefault(key.patient(patient), members[0].person.number)
         counts[case, modality] += 1
         folder = dst / case / f"{modality}_{counts[case, modality]}"
         for i, f in enumerate(sorted(members, key=lambda f: (f.position, f.path)), 1):
-            (path, code), *others = again[f.instance]
+            (path, code), *others = again[patient, f.instance]
             jobs.append(_Job(path, folder / f"{i:06d}.dcm", code, patients[path], tuple(others)))
     return _Plan(jobs, held, names, numbers, union(found for _, found in looked), dates)
 
@@ -1146,8 +1185,20 @@ def _code_of(
     "What a source is called where its name must not be said."
     return f"file-{key.code('file', path.relative_to(src).as_posix(), 8)}"
 
-# %% ../nbs/03_deidentify.ipynb #3047f8f6
+# %% ../nbs/03_deidentify.ipynb #38c2271d
 _KEPT: dict[str, tuple[Search, dict]] = {}  # of the batch that this process works on
+
+
+def _end_with_parent() -> None:
+    "In a worker: when the one that gives out the work is killed, end too; the secret is in memory."
+    parent = parent_process()
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    if parent is not None:
+        threading.Thread(target=watch, daemon=True).start()
 
 
 @dataclass(frozen=True)
@@ -1182,6 +1233,7 @@ class _Work:
         jobs: list[_Job],
     ) -> list[list[_Outcome]]:  # of each job, and of the files that hold the same instance
         if self.batch not in _KEPT:
+            _end_with_parent()
             _KEPT.clear()
             _KEPT[self.batch] = Search(self.identity), {}
         self.search, self.memos = _KEPT[self.batch]
@@ -1266,7 +1318,7 @@ class _Work:
             memo=memo,
             search=self.search,
         )
-        encoded = _encode(ds, walk, cleaning or (released and image), elements)
+        encoded = _encode(ds, walk, cleaning, elements)
         if len(memo) > 20_000:
             memo.clear()
         where = self._found(encoded, job.patient, bool(syntax and syntax.is_encapsulated))

@@ -70,7 +70,7 @@ def why_not_dicom(
         else "not DICOM: neither a preamble nor a first element"
     )
 
-# %% ../nbs/02_dicom.ipynb #b4199bb8
+# %% ../nbs/02_dicom.ipynb #9fa1521d
 def find_dicom(
     folder: Path | str,  # looked through with all its subfolders
 ) -> tuple[list[Path], list[Held]]:  # DICOM files by path, and every other file with the reason
@@ -84,7 +84,16 @@ def find_dicom(
             f"{folder.name}: expected a folder, found {'a file' if folder.exists() else 'nothing'}"
         )
     found, held = [], []
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir() and not path.is_symlink():
+            continue
+        if not path.is_file():
+            held.append(
+                Held(
+                    path.relative_to(folder).as_posix(), "a link to a folder or to nothing, or no plain file"
+                )
+            )
+            continue
         reason = why_not_dicom(path)
         if reason:
             held.append(Held(path.relative_to(folder).as_posix(), reason))
@@ -348,7 +357,7 @@ def case_names(
         numbered.append(name if seen[name] == 1 else f"{name} #{seen[name]}")
     return numbered
 
-# %% ../nbs/02_dicom.ipynb #32d69590
+# %% ../nbs/02_dicom.ipynb #982bf8df
 _OPTIONS = {  # CID 7050, the options that let an element stay: code, column of the table
     "113101": "pixels",
     "113105": "descriptors",
@@ -486,7 +495,7 @@ def still_filled(
         found.append("BurnedInAnnotation")
     return found
 
-# %% ../nbs/02_dicom.ipynb #d4bc6edb
+# %% ../nbs/02_dicom.ipynb #106d7364
 _PATIENT_SAYS = (_TAGS["PatientName"], _TAGS["PatientID"], _TAGS["PatientBirthDate"])
 
 
@@ -779,7 +788,7 @@ def tag_table(
         ]
     return DataFrame(rows, index=Index([names[i] for i in order], name="case"))
 
-# %% ../nbs/02_dicom.ipynb #952ec8fd
+# %% ../nbs/02_dicom.ipynb #0a949bcd
 _KEYS = ("Patient", "Study")  # numbers that count, and say nothing else
 
 
@@ -852,7 +861,7 @@ def constants(
     texts = {c: table[c].map(as_text) for c in table.columns if c not in _KEYS}
     return {c: values.iloc[0] for c, values in texts.items() if values.nunique() == 1}
 
-# %% ../nbs/02_dicom.ipynb #9b80d80e
+# %% ../nbs/02_dicom.ipynb #3c675bd7
 def identity_claims(
     source: Path | str | Survey,  # the root of a cohort, or what was read of it
 ) -> "DataFrame":  # one row a case: `claim`, `filled` (keywords) and `true` (None where nothing is claimed)
@@ -904,7 +913,7 @@ def claims_in_words(
         else "; nothing found speaks against it."
     )
 
-# %% ../nbs/02_dicom.ipynb #2fc08994
+# %% ../nbs/02_dicom.ipynb #b13423e8
 _STATIC = resources.files("lungseg") / "static"
 
 

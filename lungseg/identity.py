@@ -129,7 +129,7 @@ def union(
     identities = list(identities)
     return Identity(*(frozenset().union(*(getattr(i, f) for i in identities)) for f in _FIELDS))
 
-# %% ../nbs/02a_identity.ipynb #82a4a8d1
+# %% ../nbs/02a_identity.ipynb #1638e625
 def _telling(
     word: str,
 ) -> bool:
@@ -144,7 +144,8 @@ def of_name(
     words, codes, texts = set(), set(), set()
     for group in name.split("="):
         words_here = (w for w in words_of(group) if not w.isdigit())
-        parts = [w for w in words_here if spellings(w)[0] not in _TITLES and _telling(w)]
+        words_here = [w for w in words_here if _telling(w)]
+        parts = [w for w in words_here if spellings(w)[0] not in _TITLES] or words_here
         if squeezed(group) in FILLERS or not parts:
             continue
         words.update(form for w in parts for form in spellings(w))
@@ -155,17 +156,28 @@ def of_name(
             texts.update({" ".join(parts), " ".join(parts[::-1])})
     return Identity(frozenset(words), frozenset(codes), frozenset(texts))
 
-# %% ../nbs/02a_identity.ipynb #d1ed834a
+# %% ../nbs/02a_identity.ipynb #880a4eac
+def _is_ordinary(
+    text: str,
+) -> bool:
+    "Whether a text is made of words that describe examinations, so that it stands for nobody: CT ABDOMEN, Sensation 64."
+    words = words_of(text)
+    return any(_described(w) for w in words) and all(
+        _described(w) or (w.isdigit() and len(w) < 4) for w in words
+    )
+
+
 def of_number(
     number: str,  # an identifier, a telephone number, an e-mail address
     least: int = 4,  # shorter ones say nothing
 ) -> Identity:
     "What an identifier gives away."
     code = squeezed(number)
-    if len(code) < least or code in FILLERS or code in vocabulary():
+    if len(code) < least or code in FILLERS or _is_ordinary(number):
         return Identity()
     digits = {d for d in re.findall(r"\d+", number) if len(d) >= 5} | {re.sub(r"\D", "", number)}
     codes = {code} | {d for d in digits if len(d) >= 5}
+    codes |= {c.lstrip("0") for c in codes if len(c.lstrip("0")) >= 5}
     return Identity(codes=frozenset(codes), texts=frozenset({number.strip(" \0"), *(codes - {code})}))
 
 
@@ -180,8 +192,11 @@ def of_place(
     words = frozenset(form for w in telling for form in spellings(w))
     return whole | Identity(words=words, texts=frozenset(telling))
 
-# %% ../nbs/02a_identity.ipynb #f70f28f0
-_MONTHS = "jan|feb|mar|mär|apr|may|mai|jun|jul|aug|sep|oct|okt|nov|dec|dez"
+# %% ../nbs/02a_identity.ipynb #0d5e4e7a
+_MONTHS = (  # as words begin in English, German, French, Spanish, Italian and Dutch
+    "jan|feb|fev|fév|mar|mär|mrt|apr|avr|abr|may|mai|mei|mag|jun|jui|giu|jul|lug|aug|aou|aoû|ago|sep|set|oct|okt|ott"
+    "|nov|dec|déc|dez|dic|ene|gen"
+)
 _SEP = r"[\s./_\-]{1,2}"
 _DAY, _MONTH, _YEAR = r"(?:0?[1-9]|[12]\d|3[01])", r"(?:0?[1-9]|1[0-2])", r"(?:(?:18|19|20)\d\d)"
 _NAMED = rf"(?:{_MONTHS})[^\W\d_]*\.?"
@@ -189,7 +204,11 @@ _MOMENT = re.compile(
     rf"(?<!\d){_YEAR}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?:[\sT_]?\d{{4,6}}(?:\.\d+)?)?(?!\d)"
     rf"|(?<!\d){_YEAR}{_SEP}{_MONTH}{_SEP}{_DAY}(?!\d)"
     rf"|(?<![\d.]){_DAY}{_SEP}{_DAY}{_SEP}{_YEAR}(?![\d.])"
-    rf"|(?<![\w.]){_DAY}(?P<sep>[./\-]){_DAY}(?P=sep)\d\d(?![\w.])"
+    rf"|(?<![\w.]){_DAY}(?P<sep>[./\-_]){_DAY}(?P=sep)\d\d(?![\w.])"
+    rf"|(?<![\w.])\d\d(?P<dash>[/\-_])(?:0[1-9]|1[0-2])(?P=dash)(?:0[1-9]|[12]\d|3[01])(?![\w.])"
+    rf"|(?<![\w.]){_DAY}[.\-/ ](?:I|II|III|IV|V|VI|VII|VIII|IX|X|XI|XII)[.\-/ ](?:{_YEAR}|\d\d)(?![\w.])"
+    rf"|(?<!\w)(?:I|II|III|IV|V|VI|VII|VIII|IX|X|XI|XII)\.{_DAY}\.{_YEAR}(?!\w)"
+    rf"|(?<![\d.])(?:0[1-9]|1[0-2])[./]{_YEAR}(?![\d.])"
     rf"|(?<!\d){_DAY}(?:st|nd|rd|th|\.)?[\s_\-]*{_NAMED},?[\s_\-]*(?:{_YEAR}|'?\d\d(?!\d))"
     rf"|(?<![^\W_]){_NAMED}[\s_\-]*{_DAY}(?:st|nd|rd|th)?,?[\s_\-]+(?:{_YEAR}|'\d\d)"
     rf"|(?<!\d)(?:0[1-9]|[12]\d|3[01])(?:0[1-9]|1[0-2])(?:19|20)\d\d(?!\d)"
@@ -198,7 +217,10 @@ _MOMENT = re.compile(
     re.IGNORECASE,
 )
 _UID = re.compile(r"(?<![\d.])(?:[0-2](?:\.(?:0|[1-9]\d*)){4,}|2\.25\.\d{9,})(?![\d.])")
-_MAIL = re.compile(r"[\w.+\-]+@[\w\-]+(?:\.[\w\-]+)+")
+_MAIL = re.compile(r"(?<![\w.+\-])[\w.+\-]{1,64}@[\w\-]{1,64}(?:\.[\w\-]{1,64}){1,4}")
+
+
+_LONGEST = 40  # letters of a name or a code; longer words are no words, and go
 
 
 def _inside(
@@ -206,11 +228,35 @@ def _inside(
     known: frozenset[str],
 ) -> bool:
     "Whether a known word of five letters, or of two signs of another script, stands inside a longer one."
-    n = len(word)
-    least = 5 if word.isascii() else 2
-    if n < least:
+    n, least = len(word), 5 if word.isascii() else 2
+    spans = ((i, j) for i in range(n - least + 1) for j in range(i + least, min(i + _LONGEST, n) + 1))
+    return any(word[i:j] in known for i, j in spans)
+
+
+_EAST_ASIAN = re.compile(r"[\u1100-\u11ff\u3040-\u30ff\u3130-\u318f\u3400-\u9fff\uac00-\ud7af\d]+")
+
+
+def _is_cut(
+    text: str,
+) -> bool:
+    "Whether a text of a script without spaces can be cut into known words and numbers."
+    if text.isdigit() or re.search(r"\d{4}", text) or not _EAST_ASIAN.fullmatch(text):
         return False
-    return any(word[i:j] in known for i in range(n - least + 1) for j in range(i + least, n + 1))
+    cut = [True] + [False] * len(text)  # cut[i]: the first i signs can be
+    for end in range(1, len(text) + 1):
+        digit = text[end - 1].isdigit() and cut[end - 1]
+        cut[end] = digit or any(cut[at] and _described(text[at:end]) for at in range(max(0, end - 16), end))
+    return cut[-1]
+
+
+def _hides_a_sign(
+    word: str,
+    names: frozenset[str],
+) -> bool:
+    "Whether a name of another script stands in a word that is not made of known words."
+    if word.isascii() or word in vocabulary() or _is_cut(word):
+        return False
+    return any(name in word for name in names if not name.isascii())
 
 
 def _struck(
@@ -221,18 +267,22 @@ def _struck(
     for pattern in (_MOMENT, _UID, _MAIL):
         yield from (m.span() for m in pattern.finditer(text))
     tokens = [(m.start(), m.end(), spellings(m[0])) for m in re.finditer(r"[^\W_]+", text)]
+    yield from ((start, end) for start, end, _ in tokens if end - start > 2 * _LONGEST)
+    tokens = [t for t in tokens if t[1] - t[0] <= 2 * _LONGEST]
     for i, (start, end, forms) in enumerate(tokens):
         if forms[0] not in vocabulary() and any(
             f in identity.words or _inside(f, identity.words) for f in forms
         ):
             yield start, end
             yield from _initials(text, [t[:2] for t in tokens], i, "'’")
-        elif not forms[0].isascii() and any(w in forms[0] for w in identity.words if not w.isascii()):
+        elif _hides_a_sign(forms[0], identity.words):
             yield start, end
-        joined = ""
-        for _, last, others in tokens[i : i + 6]:
-            joined += others[0]
-            if joined in identity.codes or (last == end and _inside(joined, identity.codes)):
+        joined, spelled = "", text[start:end].isalpha() and end - start < 3
+        for k, (_, last, others) in enumerate(tokens[i : i + 12]):
+            joined, spelled = joined + others[0], spelled and len(others[0]) < 3
+            known = joined in identity.codes and k < 6
+            known |= k > 0 and len(joined) > 4 and joined in identity.words and (spelled or k == 1)
+            if known or (last == end and _inside(joined, identity.codes)):
                 yield start, last
 
 
@@ -284,8 +334,8 @@ def strike(
     "Take an identity out of a text; and dates, UIDs, e-mail addresses and great ages, whoever's they are."
     return _cut(text, _struck(text, identity))
 
-# %% ../nbs/02a_identity.ipynb #4fa8fe35
-_NUMBER = r"\d{1,3}(?:[.,]\d{1,4})?"
+# %% ../nbs/02a_identity.ipynb #c1cf757e
+_NUMBER = r"\d{1,3}(?:[.,](?!(?:19|20)\d\d)\d{1,4})?"
 _UNIT = (
     "(?:mm|cm|m|ml|cc|s|sec|ms|min|h|kv|kvp|kev|ma|mas|mgy|gy|cgy|hu|mci|mbq|hz|fps|ph|x|w|wk|wks|mo|mon|mth"
     "|th|nd|rd|st|er|ste|d|t|i|p|b|fr|fx)"
@@ -301,28 +351,12 @@ _HARMLESS = re.compile(
 )
 _ABBREVIATIONS = (
     r"[wW]/[oO](?![^\W_])|[xX]-?[rR]ay(?![^\W_])|[dD]ay[\s_]?\d{1,3}(?!\d)|\d{1,3} ?min(?![^\W_])"
-    r"|(?:[pcgiPCGI][tT][vV]|RTOG|rtog)[\s_\-]?\d{4}(?!\d)|[iI]\.?[vV]\.?(?![^\W_])|[pP]\.[oO]\.|[mM]\.[aA]\.|[oO]\.[bB]\.|[aA]\.[pP]\."
+    r"|(?:[pcgiPCGI][tT][vV]|RTOG|rtog)[\s_\-]?(?!19|20)\d{4}(?!\d)|[iI]\.?[vV]\.?(?![^\W_])|[pP]\.[oO]\.|[mM]\.[aA]\.|[oO]\.[bB]\.|[aA]\.[pP]\."
 )
 _TOKEN = re.compile(
     rf"{_ABBREVIATIONS}|\d+(?:[.,]\d+)?(?:x\d+(?:[.,]\d+)?)+[^\W\d_]*|\d+[.,]\d+[^\W\d_]*|[^\W_]+",
     re.IGNORECASE,
 )
-
-
-_EAST_ASIAN = re.compile(r"[\u1100-\u11ff\u3040-\u30ff\u3130-\u318f\u3400-\u9fff\uac00-\ud7af\d]+")
-
-
-def _is_cut(
-    text: str,
-) -> bool:
-    "Whether a text of a script without spaces can be cut into known words and numbers."
-    if text.isdigit() or not _EAST_ASIAN.fullmatch(text):
-        return False
-    cut = [True] + [False] * len(text)  # cut[i]: the first i signs can be
-    for end in range(1, len(text) + 1):
-        digit = text[end - 1].isdigit() and cut[end - 1]
-        cut[end] = digit or any(cut[at] and _described(text[at:end]) for at in range(max(0, end - 16), end))
-    return cut[-1]
 
 
 @lru_cache
@@ -417,12 +451,12 @@ def _unknown(
         if not is_harmless(token[0]):
             yield token.span()
             yield from _initials(text, [t.span() for t in tokens], i, " .'’-")
-        run = []
-        for other in tokens[i:]:
-            if not other[0].isdigit() or (run and text[run[-1].end() : other.start()].strip(" -./+()")):
+        run = [token]
+        for other in tokens[i + 1 : i + 40]:
+            if not other[0].isdigit() or text[run[-1].end() : other.start()].strip(" -./+()"):
                 break
             run.append(other)
-        if len(run) > 2 and sum(len(m[0]) for m in run) > 6:
+        if token[0].isdigit() and len(run) > 2 and sum(len(m[0]) for m in run) > 6:
             yield run[0].start(), run[-1].end()
 
 
@@ -434,7 +468,7 @@ def clean_text(
     "Keep what of a description is known to describe an examination, and is no part of an identity."
     return _cut(text, chain(_struck(text, identity), _unknown(text)))
 
-# %% ../nbs/02a_identity.ipynb #b129e9af
+# %% ../nbs/02a_identity.ipynb #23ce1d5b
 _ENCODINGS = (
     *(
         "utf-8",
@@ -458,10 +492,8 @@ def _encoded(
     tuple[bytes, int]
 ]:  # pattern, and where chance would not write it: 0 header, 1 stream, 2 pixels
     "A text in every character set that can write it, with ASCII letters in lower case."
-    digits = [c for c in text if c.isdigit()]
-    rare = (len(text) > 5 and sum(c.isalpha() for c in text) > 2) or (
-        len(digits) > 7 and len(set(digits)) > 3
-    )
+    signs = [c for c in text if c.isalnum()]
+    rare = (len(text) > 5 and sum(c.isalpha() for c in text) > 2) or (len(signs) > 7 and len(set(signs)) > 3)
     for form in {text.lower()} if text.isascii() else {text, text.lower(), text.upper(), text.title()}:
         for encoding in ("ascii", "utf-16-le", "utf-16-be") if text.isascii() else _ENCODINGS:
             try:
@@ -620,7 +652,8 @@ class Search:
     ) -> bool:
         "Whether what was found is more than a part of another word or number."
         if data[at:end].isdigit():
-            return not (data[at - 1 : at].isdigit() or data[end : end + 1].isdigit())
+            fraction = data[at - 1 : at] == b"." and data[at - 2 : at - 1].isdigit()
+            return not (data[at - 1 : at].isdigit() or data[end : end + 1].isdigit() or fraction)
         before = _RUN_BEFORE.search(data, max(0, at - 40), at)[0]
         run = before + data[at:end] + _RUN.match(data, end, end + 40)[0]
         if len(run) == end - at or not data[at:end].isascii():

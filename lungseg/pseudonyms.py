@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['K', 'Key', 'read_secret', 'Person', 'person_of', 'tell_apart', 'patient_of', 'read_date', 'shift_date', 'cap_age']
 
-# %% ../nbs/02c_pseudonyms.ipynb #9d56e06d
+# %% ../nbs/02c_pseudonyms.ipynb #a99788ab
 import hmac
 import os
 import re
@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from pydicom import Dataset
+from pydicom.uid import UID_dictionary
 
 from .core import InputError
 from .identity import of_name, squeezed
 
-# %% ../nbs/02c_pseudonyms.ipynb #5020872a
+# %% ../nbs/02c_pseudonyms.ipynb #cbfcb2e6
 @dataclass(frozen=True)
 class Key:
     "Replaces identifiers by values that only the holder of the secret can repeat."
@@ -40,7 +41,8 @@ class Key:
         value: str,  # what is replaced
     ) -> int:  # 128 bits
         "The number that stands for a value."
-        return int.from_bytes(hmac.digest(self.secret, f"{purpose}\0{value}".encode(), sha256)[:16], "big")
+        said = f"{purpose}\0{value}".encode("utf-8", "surrogateescape")  # file names may be no UTF-8
+        return int.from_bytes(hmac.digest(self.secret, said, sha256)[:16], "big")
 
     def uid(
         self,
@@ -48,8 +50,7 @@ class Key:
     ) -> str:  # below 2.25, PS3.5 B.2; UIDs that DICOM itself registered stay
         "The UID that stands for another."
         uid = uid.strip(" \0")
-        standard = re.fullmatch(r"1\.2\.840\.10008(\.\d+)+", uid)
-        return uid if not uid or standard else f"2.25.{self.number('uid', uid)}"
+        return uid if not uid or uid in UID_dictionary else f"2.25.{self.number('uid', uid)}"
 
     def code(
         self,
@@ -104,7 +105,7 @@ def read_secret(
         raise InputError(f"{path.name}: expected a secret of at least 16 bytes, found {len(secret)}")
     return secret
 
-# %% ../nbs/02c_pseudonyms.ipynb #2708bfe7
+# %% ../nbs/02c_pseudonyms.ipynb #0ed71d49
 @dataclass(frozen=True)
 class Person:
     "What a header says of whose it is; identifies, so never to be shown."
@@ -135,10 +136,10 @@ def _may_be_one(
     a: Person,
     b: Person,
 ) -> bool:
-    "Whether two with the same number may be one: they share a part of the name, or the birth date."
-    if a.name and b.name and not a.name & b.name:
-        return bool(a.birth) and a.birth == b.birth
-    return True
+    "Whether two with the same number may be one: nothing speaks against it, or a slip explains it."
+    if a.birth and b.birth and a.birth != b.birth:
+        return bool(a.name) and a.name == b.name  # one of the dates is a slip
+    return not (a.name and b.name) or bool(a.name & b.name) or bool(a.birth and a.birth == b.birth)
 
 
 K = TypeVar("K", bound=Hashable)
@@ -169,10 +170,14 @@ def tell_apart(
 ) -> dict[K, str]:  # by file: equal for the same patient; identifies, so never to be shown
     "Decide which files belong to the same patient, and give each patient a text that stands for nobody else."
     groups: dict[tuple, list[list[tuple[K, Person]]]] = defaultdict(list)
-    for item, p in _completed(people).items():
+    completed = sorted(_completed(people).items(), key=lambda pair: not (pair[1].name or pair[1].birth))
+    for item, p in completed:  # those that say nothing last: they join the part of their study, or the first
         nameless = ("name", " ".join(sorted(p.name)), p.birth) if p.name else ("study", p.study)
         parts = groups[("number", p.number, p.issuer) if p.number else nameless]
         joined = [part for part in parts if any(_may_be_one(p, other) for _, other in part)]
+        if len(joined) > 1 and not (p.name or p.birth):
+            own = [part for part in joined if any(p.study and p.study == other.study for _, other in part)]
+            joined = (own or joined)[:1]
         parts[:] = [part for part in parts if part not in joined] + [[*sum(joined, []), (item, p)]]
     patients = {}
     for said, parts in groups.items():
