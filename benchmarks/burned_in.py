@@ -2,10 +2,10 @@
 
     python benchmarks/burned_in.py [--planted 1000] [--slices 280] [--seed 0]
 
-Clean slices are phantoms of all kernels, the CT and MR in pydicom, and the real data beside the project where it
-is present. Names, dates and numbers are drawn onto them at random places, sizes, values and in three ways: without
-smoothing, smoothed as a workstation does, and smoothed by shrinking (no hinting). A planting counts if its contrast
-is at least a quarter of the image's range and four times the standard deviation of what lies under it.
+Clean slices are phantoms of all kernels, the CT and MR in pydicom, and the real data beside the project
+where it is present. Names, dates and numbers are drawn onto them at random places, sizes, values and in three
+ways: without smoothing, smoothed as a workstation does, and smoothed by shrinking. A planting counts if its
+contrast is at least a quarter of the image's range and four times the standard deviation of what lies under it.
 """
 
 import argparse
@@ -184,7 +184,8 @@ def main() -> None:
         print(f"  {f'{low} to {high}':18}" + "".join(f"{share(row):>16}" for row in rows))
     for place in places:
         print(
-            f"  {place:18}{share([hit for p, hit in results if p.height >= 8 and p.place == place]):>16}  of 8 pixels or more"
+            f"  {place:18}"
+            f"{share([h for p, h in results if p.height >= 8 and p.place == place]):>16}  of 8 px or more"
         )
     print(f"  {'all':18}{share([hit for p, hit in results if p.height >= 8]):>16}  of 8 pixels or more")
 

@@ -2,9 +2,9 @@
 
     python benchmarks/deidentify_speed.py [--files 200] [--size 512] [--rounds 5]
 
-All work on the same files from the page cache, in turns. The table gives medians, and ratios to pydicom in the
-same round; then two processes against one, whose outputs must be equal byte for byte. lungseg reads every
-header first, looks for writing in all pixels, searches every output for all identities and reads it back.
+All work on the same files from the page cache, in turns. The table gives medians, and ratios to pydicom
+in the same round; then two processes against one, whose outputs must be equal byte for byte. lungseg reads
+every header first, looks for writing in all pixels, searches every output for all identities and reads it back.
 """
 
 import argparse
@@ -77,6 +77,7 @@ def usable(run: Callable[[Path, Path], None], src: Path, out: Path) -> bool:
     try:
         seconds(run, src, out)
     except ImportError:
+        print(f"{run.__name__} is not installed and not measured")
         return False
     return True
 

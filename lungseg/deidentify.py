@@ -999,7 +999,7 @@ def _write_keys(
             csv.writer(text).writerows(rows)
             f.write(text.getvalue().encode("utf-8", "surrogateescape"))  # a file name may be no UTF-8
 
-# %% ../nbs/03_deidentify.ipynb #63935c1c
+# %% ../nbs/03_deidentify.ipynb #ca651be7
 _MUST = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality")
 _MODALITIES = {
     "CT",
@@ -1154,9 +1154,8 @@ def _plan(
     days = defaultdict(set)
     for f in facts:
         days[patients.get(f.path, "")] |= {f"{d:%Y%m%d}".zfill(8) for d in f.dates}
-    dates = {
-        p: (frozenset(ds), frozenset(shift_date(d, key.days(p)) or "" for d in ds)) for p, ds in days.items()
-    }
+    by = {p: 0 if "full dates" in keep else key.days(p) for p in days}
+    dates = {p: (frozenset(ds), frozenset(shift_date(d, by[p]) or "" for d in ds)) for p, ds in days.items()}
     names, numbers, counts, jobs, again = {}, {}, Counter(), [], defaultdict(list)
     groups = defaultdict(list)
     held += [(f.path, f.reason) for f in facts if f.reason]
