@@ -5,7 +5,7 @@
 Clean slices are phantoms of all kernels, the CT and MR in pydicom, and the real data beside the project
 where it is present. Names, dates and numbers are drawn onto them at random places, sizes, values and in three
 ways: without smoothing, smoothed as a workstation does, and smoothed by shrinking. A planting counts if its
-contrast is at least a quarter of the image's range and four times the standard deviation of what lies under it.
+contrast is at least a quarter of the image's range and four times the standard deviation of what lies below.
 """
 
 import argparse

@@ -4,7 +4,7 @@
 
 All work on the same files from the page cache, in turns. The table gives medians, and ratios to pydicom
 in the same round; then two processes against one, whose outputs must be equal byte for byte. lungseg reads
-every header first, looks for writing in all pixels, searches every output for all identities and reads it back.
+every header first, looks for writing in all pixels, searches every output for all identities, reads it back.
 """
 
 import argparse

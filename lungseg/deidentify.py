@@ -7,7 +7,7 @@ __all__ = ['TABLES', 'BASIC', 'OPTIONS', 'RESEARCH', 'OBJECTS', 'SCREENS', 'Plac
            'Option', 'check_options', 'attribute_type', 'resolve', 'decide', 'source_of', 'of_text', 'Gatherer',
            'identity_of', 'deidentify_dataset', 'why_held', 'Deidentified', 'write_report', 'know', 'deidentify']
 
-# %% ../nbs/03_deidentify.ipynb #f8bf30bd
+# %% ../nbs/03_deidentify.ipynb #7be18175
 import csv
 import os
 import re
@@ -40,7 +40,7 @@ from .burned_in import holds_text
 from .core import Held, InputError, SeriesError, chunks, each, hands, writing
 from .dicom import find_dicom, slice_position
 from .elements import CHARSET_VRS, SIZES, TEXT_VRS, Encoder, elements_of, encodings_of
-from .elements import items_of, keyword_of, quiet, right_vr, texts_of, vr_of
+from .elements import items_of, keyword_of, quiet, read_dataset, right_vr, texts_of, vr_of
 from .identity import Identity, Search, clean_text, of_name, of_number, of_place
 from .identity import squeezed, strike, union
 from .pixels import drop_written_overlays, encoding_of, painted, pixel_bytes, pixel_frames
@@ -999,7 +999,7 @@ def _write_keys(
             csv.writer(text).writerows(rows)
             f.write(text.getvalue().encode("utf-8", "surrogateescape"))  # a file name may be no UTF-8
 
-# %% ../nbs/03_deidentify.ipynb #ca651be7
+# %% ../nbs/03_deidentify.ipynb #d17be0cd
 _MUST = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality")
 _MODALITIES = {
     "CT",
@@ -1080,7 +1080,7 @@ def _look(
 ) -> _Facts:
     "Read one header."
     try:
-        ds = dcmread(path, stop_before_pixels=True, force=True)
+        ds = read_dataset(path, pixels=False)
         elements = elements_of(ds)
         gatherer.add(ds)
         know(ds, elements, gatherer.memo)
@@ -1184,7 +1184,7 @@ def _code_of(
     "What a source is called where its name must not be said."
     return f"file-{key.code('file', path.relative_to(src).as_posix(), 8)}"
 
-# %% ../nbs/03_deidentify.ipynb #38c2271d
+# %% ../nbs/03_deidentify.ipynb #d9d2e79d
 _KEPT: dict[str, tuple[Search, dict]] = {}  # of the batch that this process works on
 
 
@@ -1266,7 +1266,7 @@ class _Work:
         "De-identify one file, or say why it is held back; the reason names no value."
         places, unseen = Counter(), False
         try:
-            ds = dcmread(job.source, force=True)
+            ds = read_dataset(job.source)
             elements = elements_of(ds)
             know(ds, elements, self.memos)
             reason, unseen, encoded = self._judged(ds, elements, job)
@@ -1364,7 +1364,7 @@ def _holds(
     "Whether a file holds just these bytes."
     found, at = path.read_bytes(), 0
     for part in parts:
-        if found[at : at + len(part)] != part:
+        if not found.startswith(part, at):
             return False
         at += len(part)
     return at == len(found)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TEXT_VRS', 'CHARSET_VRS', 'SIZES', 'quiet', 'keyword_of', 'vr_of', 'right_vr', 'elements_of', 'encodings_of',
-           'texts_of', 'items_of', 'Encoder']
+           'texts_of', 'items_of', 'read_dataset', 'Encoder']
 
-# %% ../nbs/02d_elements.ipynb #26e5702e
+# %% ../nbs/02d_elements.ipynb #214cc120
 import logging
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,16 +14,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
-from struct import pack
+from pathlib import Path
+from struct import pack, unpack_from
 
-from pydicom import Dataset
+from pydicom import Dataset, dcmread
 from pydicom.charset import convert_encodings, decode_bytes, encode_string, python_encoding
 from pydicom.config import disable_value_validation
 from pydicom.datadict import dictionary_VR, keyword_for_tag
-from pydicom.dataelem import DataElement, RawDataElement, convert_raw_data_element
+from pydicom.dataelem import DataElement, RawDataElement, convert_raw_data_element, empty_value_for_VR
+from pydicom.dataset import FileMetaDataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_data_element
-from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
+from pydicom.tag import BaseTag
+from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, STANDARD_VR
 
 # %% ../nbs/02d_elements.ipynb #1132e591
 @contextmanager
@@ -126,6 +130,58 @@ def items_of(
         )
         element = convert_raw_data_element(raw, encoding=list(encodings))
     return list(element.value or [])
+
+# %% ../nbs/02d_elements.ipynb #39426965
+_SHORT = {vr.encode() for vr in STANDARD_VR if vr not in EXPLICIT_VR_LENGTH_32}
+_LONG = {vr.encode(): str(vr) for vr in EXPLICIT_VR_LENGTH_32}
+_FIRST_PIXEL = 0x7FE00008
+
+
+def _cut(
+    data: bytes,
+    pixels: bool,
+) -> dict[int, RawDataElement] | None:
+    "The elements of a plain file by tag; None if it is not plain, or ends early."
+    elements, at, last = {}, 132, -1
+    while at < len(data):
+        if at + 8 > len(data):
+            return None
+        group, element, vr, length = unpack_from("<HH2sH", data, at)
+        tag, at = group << 16 | element, at + 8
+        if tag <= last:
+            return None
+        if not pixels and tag >= _FIRST_PIXEL:
+            return elements
+        if vr in _LONG and at + 4 <= len(data):
+            (length,) = unpack_from("<L", data, at)
+            at += 4
+        elif vr not in _SHORT:
+            return None
+        if at + length > len(data):  # also where the length is not given
+            return None
+        value = data[at : at + length] if length else empty_value_for_VR(vr.decode(), raw=True)
+        elements[tag] = RawDataElement(BaseTag(tag), vr.decode(), length, value, at, False, True)
+        at, last = at + length, tag
+    return elements if pixels else None
+
+
+def read_dataset(
+    path: Path,
+    *,
+    pixels: bool = True,  # False: stop before them
+) -> Dataset:  # its elements are raw
+    "Read a file, whatever its first bytes say; raises what pydicom raises."
+    with path.open("rb") as f:
+        data = f.read(-1 if pixels else 65536)
+    elements = _cut(data, pixels) if data[128:132] == b"DICM" else None
+    syntax = elements and elements.get(0x00020010)
+    if not syntax or syntax.value.strip(b" \0") != ExplicitVRLittleEndian.encode():
+        return dcmread(path, stop_before_pixels=not pixels, force=True)
+    ds = Dataset({e.tag: e for tag, e in elements.items() if tag > 0x0002FFFF})
+    ds.set_original_encoding(False, True)
+    ds.set_original_encoding(False, True, list(encodings_of(ds)))
+    ds.file_meta = FileMetaDataset({e.tag: e for tag, e in elements.items() if tag <= 0x0002FFFF})
+    return ds
 
 # %% ../nbs/02d_elements.ipynb #7290c007
 @dataclass

@@ -24,8 +24,8 @@ OUT = Path(__file__).resolve().parents[1] / "lungseg" / "tables" / "short_names.
 ALSO = {"guza", "rusu"}  # common, and in neither
 SURNAMES = 40_000  # the commonest; rarer ones are mostly abbreviations as well
 
-HEAD = """# Names of two to four letters, without accents: 40,000 surnames and all given names of the US census
-# of 1990, and those of some seventy countries. Made by scripts/make_short_names.py.
+HEAD = """# Names of two to four letters, without accents: 40,000 surnames and all given names of the US
+# census of 1990, and those of some seventy countries. Made by scripts/make_short_names.py.
 """
 
 
