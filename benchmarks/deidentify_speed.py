@@ -17,12 +17,52 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter
 
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 
 from lungseg.deidentify import deidentify
 from lungseg.phantom import draw_phantom, write_phantom
 
 PATIENTS = 4
+
+
+def as_from_a_scanner(path: Path) -> None:
+    "Add what a scanner writes and a phantom does not: people, places, an order, protocol, private groups."
+    ds = dcmread(path)
+    ds.InstitutionName, ds.InstitutionAddress, ds.StationName = "Utopia Clinic", "1 Nowhere Street", "CT-7"
+    ds.ReferringPhysicianName, ds.OperatorsName, ds.PhysiciansOfRecord = (
+        "Refer^Rita",
+        "Opera^Otto",
+        "Record^Rolf",
+    )
+    ds.AccessionNumber, ds.AdmissionID, ds.PatientAddress = "ACC0815471", "ADM4711", "2 Elsewhere Road"
+    ds.PatientTelephoneNumbers, ds.OtherPatientIDs, ds.EthnicGroup = "+00 555 0147", "OLD-47110", "unknown"
+    ds.DeviceSerialNumber, ds.SoftwareVersions, ds.ProtocolName = (
+        "SN70110",
+        "syngo CT VB20A",
+        "Thorax^Routine",
+    )
+    ds.PerformedProcedureStepStartDate, ds.PerformedProcedureStepStartTime = ds.StudyDate, "101500"
+    ds.PerformedProcedureStepID, ds.PerformedProcedureStepDescription = "PPS1234", "CT Thorax"
+    ds.RequestedProcedureDescription, ds.RequestingPhysician = "CT Thorax", "Refer^Rita"
+    ds.DateOfLastCalibration, ds.TimeOfLastCalibration = ds.StudyDate, "063000"
+    ds.CTDIvol, ds.ExposureModulationType, ds.EstimatedDoseSaving = 5.1, "XYZ_EC", 12.5
+    ds.RevolutionTime, ds.SingleCollimationWidth, ds.TotalCollimationWidth = 0.5, 0.6, 38.4
+    ds.TableSpeed, ds.TableFeedPerRotation, ds.SpiralPitchFactor = 92.2, 46.1, 1.2
+    order, code, image = Dataset(), Dataset(), Dataset()
+    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = "24627-2", "LN", "CT Chest"
+    order.RequestedProcedureID, order.ScheduledProcedureStepID = "RP1234", "SPS1234"
+    order.ScheduledProtocolCodeSequence = [code]
+    image.ReferencedSOPClassUID, image.ReferencedSOPInstanceUID = ds.SOPClassUID, ds.SOPInstanceUID
+    ds.RequestAttributesSequence, ds.ProcedureCodeSequence, ds.ReferencedImageSequence = (
+        [order],
+        [code],
+        [image],
+    )
+    for group, creator in ((0x0019, "SIEMENS CT VA0 COAD"), (0x0029, "SIEMENS CSA HEADER")):
+        block = ds.private_block(group, creator, create=True)
+        for i in range(15):
+            block.add_new(0x10 + i, "LO" if i % 3 else "OB", f"value {i}" if i % 3 else bytes(64))
+    ds.save_as(path)
 
 
 def pydicom(src: Path, dst: Path) -> None:
@@ -91,7 +131,10 @@ def main() -> None:
         src, out = Path(d) / "in", Path(d) / "out"
         phantom = draw_phantom(0, size=args.size, slices=args.files // PATIENTS)
         for i in range(PATIENTS):
-            write_phantom(phantom, src / str(i), name=f"Muster{i}^Name", patient_id=f"NUMBER-{i}", key=str(i))
+            for path in write_phantom(
+                phantom, src / str(i), name=f"Muster{i}^Name", patient_id=f"N-47{i}1", key=str(i)
+            ):
+                as_from_a_scanner(path)
         runs = [r for r in (pydicom, dicom_anonymizer, dicognito, lungseg, lungseg_2) if usable(r, src, out)]
         rounds = [{run.__name__: seconds(run, src, out) for run in runs} for _ in range(args.rounds)]
         files = [sorted(p for p in (out / name).rglob("*.dcm")) for name in ("lungseg", "lungseg_2")]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Finding', 'Audit', 'audit', 'write_findings']
 
-# %% ../nbs/03a_audit.ipynb #e228dbf9
+# %% ../nbs/03a_audit.ipynb #2472b12a
 import os
 import re
 import zlib
@@ -22,7 +22,7 @@ from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from .burned_in import holds_text
-from .core import chunks, each, hands, writing
+from .core import InputError, chunks, each, hands, writing
 from .deidentify import OBJECTS, RESEARCH, SCREENS, Gatherer, decide, of_text, source_of
 from .elements import TEXT_VRS, encodings_of, items_of, keyword_of, quiet, right_vr, texts_of, vr_of
 from .dicom import find_dicom, why_not_dicom
@@ -40,7 +40,7 @@ from lungseg.identity import (
 from .pixels import pixel_frames
 from .pseudonyms import cap_age
 
-# %% ../nbs/03a_audit.ipynb #b807e86a
+# %% ../nbs/03a_audit.ipynb #06b02eb7
 @dataclass(frozen=True)
 class Finding:
     "One place that would identify somebody."
@@ -56,15 +56,17 @@ class Audit:
 
     findings: list[Finding] = field(repr=False)
     files: int  # that were looked into
+    others: int = 0  # of them no DICOM: only searched for what the headers say
     paths: dict[str, Path] = field(
         default_factory=dict, repr=False
     )  # of each file with a finding; identifies
 
     def __str__(self) -> str:
         found = len({f.file for f in self.findings})
-        return (
+        said = (
             f"{self.files} files looked into, {found} would identify somebody, at {len(self.findings)} places"
         )
+        return said + f"; {self.others} are no DICOM: whom their text names is not known" * bool(self.others)
 
     __repr__ = __str__
 
@@ -132,7 +134,7 @@ def _doubt(
     texts = texts_of(element, vr, encodings) if right_vr(element.VR, vr) else []
     if vr == "AS":
         return "" if all(cap_age(t) in (t, "") for t in texts) else "an age of more than 90 years"
-    if keyword_of(tag) == "DeidentificationMethod":
+    if keyword_of(tag) in ("DeidentificationMethod", "TimezoneOffsetFromUTC"):
         return ""
     cleaned = decide(int(tag), "", "CT Image", RESEARCH) == "C" and vr not in ("DA", "DT", "TM")
     return "text that was not cleaned" if cleaned and any(clean_text(t) != t for t in texts) else ""
@@ -145,7 +147,7 @@ def _has_prose(
     data = value if isinstance(value, bytes) else str(value).encode("utf-8", "replace")
     return bool(re.search(rb"[A-Za-z\x80-\xff]{4,}", data)) and b"\0\0" not in data[:64]
 
-# %% ../nbs/03a_audit.ipynb #af67bf25
+# %% ../nbs/03a_audit.ipynb #399487fe
 def _places(
     ds: Dataset,
     data: bytes,
@@ -279,6 +281,8 @@ def _audit_file(
 ) -> list[tuple[str, str]]:  # place and what
     "What one file gives away."
     data = path.read_bytes()
+    if data.startswith(b"case,pseudonym,PatientID,"):
+        return [("its bytes", "the key map of a de-identification")]
     try:
         if not why_not_dicom(path):
             return _audit_dicom(path, data, search)
@@ -295,7 +299,7 @@ def _audit_files(
     with quiet():
         return [_audit_file(path, search) for path in paths]
 
-# %% ../nbs/03a_audit.ipynb #c6f005ba
+# %% ../nbs/03a_audit.ipynb #f724c710
 def _shown(
     number: int,
     path: Path,
@@ -321,11 +325,13 @@ def audit(
 ) -> Audit:
     """Say what in a folder would identify somebody, and where, but not who.
 
-    Raises `InputError` if a folder is not one.
+    Raises `InputError` if a folder is not one, or is empty.
     """
     folder = Path(folder)
     paths, others = find_dicom(folder)
     everything = sorted([*paths, *(folder / h.item for h in others)])
+    if not everything:
+        raise InputError(f"{folder.name}: expected files, found none")
     originals = find_dicom(against)[0] if against is not None else []
     with hands(workers) as executor:
         seen = list(chain.from_iterable(each(chunks(paths, 16), _look_through, executor, "Reading headers")))
@@ -342,7 +348,7 @@ def audit(
         findings += [Finding(shown, where, what) for where, what in dict.fromkeys(places)]
         if places:
             named[shown] = path
-    return Audit(findings, len(everything), named)
+    return Audit(findings, len(everything), len(others), named)
 
 # %% ../nbs/03a_audit.ipynb #94a3b128
 def write_findings(

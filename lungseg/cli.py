@@ -233,7 +233,7 @@ def phantom(
         "say": f"{cases} cases of {slices} slices, {size} x {size}: {out}",
     }
 
-# %% ../nbs/18_cli.ipynb #609a7c86
+# %% ../nbs/18_cli.ipynb #a0070052
 def identity_words(
     claims: "DataFrame",  # as `lungseg.dicom.identity_claims` makes it
 ) -> list[str]:  # one line for cases that hold the same; keywords only, never values
@@ -315,9 +315,8 @@ def deidentify(
     source: Path,  # a tree of DICOM files; it is never changed
     out: Path,  # folder to write the de-identified tree to
     *,
-    secret: Path
-    | None = None,  # key for pseudonyms and UIDs, else OUT.secret; made, for your eyes alone, if absent
-    keep: list[str] | None = None,  # option of PS3.15, repeatable; else the three that research needs
+    secret: Path | None = None,  # key for pseudonyms and UIDs, else OUT.secret; made if absent
+    keep: list[str] | None = None,  # option of PS3.15, repeatable; instead of the default three
     release: list[str] | None = None,  # code of a held image that you have looked at, repeatable
     workers: int = 2,  # processes
     replace: bool = False,  # OUT may hold other patients' files, which go
@@ -325,24 +324,34 @@ def deidentify(
 ) -> dict:
     """Write a de-identified copy of a tree of DICOM files (PS3.15 Annex E), and a report of it.
 
+    Options to --keep: patient characteristics, modified dates, descriptors (these are the default), full dates,
+    pixel data, graphics, structured content, uids, device, institution, safe private.
+
     Example: lungseg deidentify _data/phantom/Images _data/deidentified --secret _data/secret
     """
     from lungseg.deidentify import RESEARCH
     from lungseg.deidentify import deidentify as run
 
+    out = out if out.name else out.resolve()
     secret = secret or out.with_name(f"{out.name}.secret")
+    new = not secret.exists()
     chosen = {"keep": tuple(keep or RESEARCH), "release": tuple(release or ()), "what_if": what_if}
     done = run(source, out, secret=secret, replace=replace, workers=workers, **chosen)
     beside = {name: str(out.with_name(f"{out.name}.{name}")) for name in ("report.html", "keys.csv")}
     say = f"{done}: {out}\nwhat was done where, without identities: {beside['report.html']}\n"
     say += f"which source became what, for your eyes alone: {beside['keys.csv']}\n"
     say += f"key for pseudonyms and UIDs: {secret} (keep it, and pass it on to nobody)"
+    if done.held:
+        say += f"\nwhich file a code stands for: {beside['keys.csv']}; an image you have looked at passes by --release CODE"
     if what_if:
         lines = [
             f"{row['what']:>18}  {row['times']:6}  {row['where']}"
             for row in done.rows()
             if row["what"] != "held back"
         ]
+        lines += ["there is no secret yet: the codes of held files will be others"] * (
+            new and bool(done.held)
+        )
         say, beside = "\n".join([*lines, f"{done}; nothing was written"]), {}
     facts = {"files": len(done.files), "patients": len(done.names), "secret": str(secret), **beside}
     return facts | {"not_decoded": len(done.unseen), "done": done.rows(), "held": done.held, "say": say}

@@ -101,7 +101,7 @@ def progress(
     silent = os.environ.get("TQDM_DISABLE", "0") not in ("", "0")  # in a kernel, tqdm itself does not look
     return tqdm(items, desc, total, unit=unit, mininterval=seldom, dynamic_ncols=True, disable=silent)
 
-# %% ../nbs/00_core.ipynb #fcc7826a
+# %% ../nbs/00_core.ipynb #417a9e4a
 @contextmanager
 def pool(
     workers: int,  # processes
@@ -118,8 +118,8 @@ def pool(
     executor = ProcessPoolExecutor(workers, context, initializer=signal.signal, initargs=ignore)
     try:
         yield executor
-    except BaseException:  # Ctrl-C is no Exception
-        executor.shutdown(wait=False, cancel_futures=True)
+    except BaseException as e:  # Ctrl-C is no Exception, and does not wait
+        executor.shutdown(wait=isinstance(e, Exception), cancel_futures=True)
         raise
     executor.shutdown()
 

@@ -182,7 +182,7 @@ def resolve(
             return letter
     return "D"
 
-# %% ../nbs/03_deidentify.ipynb #d6bbbc84
+# %% ../nbs/03_deidentify.ipynb #d6e1fa64
 _NAME, _NUMBER = int(Tag("PatientName")), int(Tag("PatientID"))
 _TERMS = {  # defined terms (PS3.3) and makers: a value that is one of its own attribute's is nobody's name
     int(Tag(keyword)): frozenset(terms.split("|"))
@@ -193,6 +193,7 @@ _TERMS = {  # defined terms (PS3.3) and makers: a value that is one of its own a
         "Modality": "CT|MR|PT|RTSTRUCT|RTDOSE|RTPLAN|SEG|REG|OT",
         "BodyPartExamined": "CHEST|HEAD|NECK|HEADNECK|ABDOMEN|PELVIS|THORAX|LUNG|HEART|LIVER|BREAST|SPINE|BODY|WHOLEBODY|HAND"
         "|ARM|LEG|FOOT|KNEE|SHOULDER|CSPINE|TSPINE|LSPINE|BRAIN|CHEST_TO_PELVIS|CHESTABDPELVIS|EXTREMITY",
+        "PositionReferenceIndicator": "SN|OM|XY|IC|NA|STERNAL NOTCH|XIPHOID|ILIAC CREST",
         "ConvolutionKernel": "STANDARD|SOFT|BONE|BONEPLUS|LUNG|DETAIL|SHARP|EDGE|SMOOTH|CHST|A|B|C|D|L|YA|YB|YC|STD+",
         "Manufacturer": "SIEMENS|SIEMENS HEALTHINEERS|PHILIPS|PHILIPS MEDICAL SYSTEMS|PHILIPS HEALTHCARE|GE MEDICAL SYSTEMS"
         "|GE HEALTHCARE|TOSHIBA|TOSHIBA_MEC|CANON_MEC|CANON|HITACHI|FUJIFILM|SHIMADZU|UIH|NEUSOFT|VARIAN|ELEKTA|PICKER",
@@ -361,7 +362,7 @@ def identity_of(
         gatherer.add(ds)
     return union(gatherer.found)
 
-# %% ../nbs/03_deidentify.ipynb #ec3637b8
+# %% ../nbs/03_deidentify.ipynb #cfb17f63
 _DUMMY = dict(
     AE="ANONYMOUS", AS="000D", CS="ANONYMOUS", DA="19000101", DT="19000101000000", TM="000000"
 ) | dict(DS="0", IS="0", PN="Anonymous", UR="urn:removed")
@@ -496,7 +497,7 @@ class _Walk(Encoder):
                 or len(element.value) % SIZES.get(vr.split(" ")[0], 1) == 0
             )
             return None if sound and letter == "K" else []
-        if letter == "K" and self._terms(element):
+        if letter in "KC" and self._terms(element):
             return None
         kept = [self._kept(tag, vr, letter, t) for t in texts]
         return None if kept == texts and element.VR in (None, vr) else kept
@@ -860,7 +861,7 @@ def why_held(
         return "PixelData: something that looks like writing"
     return ""
 
-# %% ../nbs/03_deidentify.ipynb #115ccc44
+# %% ../nbs/03_deidentify.ipynb #01643c31
 @dataclass(frozen=True)
 class Deidentified:
     "What became of a folder; its text holds no identity."
@@ -875,6 +876,9 @@ class Deidentified:
     )  # outputs whose pixels cannot be decoded here
     numbers: dict[str, str] = field(default_factory=dict, repr=False)  # `PatientID` by pseudonym
     keep: tuple[str, ...] = ()  # options
+    released: tuple[Held, ...] = field(
+        default=(), repr=False
+    )  # passed on after a person had looked, and the doubt
     what_if: bool = False  # nothing was written
 
     def __str__(self) -> str:
@@ -886,6 +890,7 @@ class Deidentified:
     def rows(self) -> list[dict[str, str | int]]:
         "The report as a table: what is held back, what was done at which place and how often, and why."
         held = [{"what": "held back", "where": h.item, "times": 1, "why": h.reason} for h in self.held]
+        held += [{"what": "released", "where": h.item, "times": 1, "why": h.reason} for h in self.released]
         return held + [
             {"what": _done(place, letter), "where": place, "times": n, "why": _why(place, letter, self.keep)}
             for (place, letter), n in sorted(self.places.items())
@@ -1184,7 +1189,7 @@ def _code_of(
     "What a source is called where its name must not be said."
     return f"file-{key.code('file', path.relative_to(src).as_posix(), 8)}"
 
-# %% ../nbs/03_deidentify.ipynb #d9d2e79d
+# %% ../nbs/03_deidentify.ipynb #fe9f8837
 _KEPT: dict[str, tuple[Search, dict]] = {}  # of the batch that this process works on
 
 
@@ -1209,6 +1214,7 @@ class _Outcome:
     reason: str = ""  # why it is held, if it is
     places: Counter = field(default_factory=Counter, repr=False)  # what was done where
     unseen: bool = False  # its pixels were not looked at
+    released: str = ""  # why it would be held, if a person had not looked at it
 
 
 @dataclass
@@ -1264,12 +1270,13 @@ class _Work:
         job: _Job,
     ) -> _Outcome:
         "De-identify one file, or say why it is held back; the reason names no value."
-        places, unseen = Counter(), False
+        places, unseen, why = Counter(), False, ""
         try:
             ds = read_dataset(job.source)
             elements = elements_of(ds)
             know(ds, elements, self.memos)
             reason, unseen, encoded = self._judged(ds, elements, job)
+            why = why_held(ds) if job.item in self.released and not reason else ""
             if encoded:
                 places.update(encoded.places)
                 if not self.what_if:
@@ -1280,7 +1287,7 @@ class _Work:
             reason = f"cannot be read ({type(e).__name__})"
         except Exception as e:  # whatever a broken file provokes in the parser
             reason = f"cannot be de-identified ({type(e).__name__})"
-        return _Outcome(job.source, job.target, reason, places, unseen)
+        return _Outcome(job.source, job.target, reason, places, unseen, why)
 
     def _judged(
         self,
@@ -1383,13 +1390,15 @@ def _write_if_new(
         if not _holds(beside, parts):
             raise OSError(0, "what was written is not what is read back", str(path))
 
-# %% ../nbs/03_deidentify.ipynb #99875d68
+# %% ../nbs/03_deidentify.ipynb #993f9e6b
 def _check_folders(
     src: Path,
     dst: Path,
 ) -> None:
     if not src.is_dir():
         raise InputError(f"the input: expected a folder, found {'a file' if src.exists() else 'nothing'}")
+    if dst.is_file():
+        raise InputError(f"{dst.name}: expected a folder to write to, found a file")
     a, b = src.resolve(), dst.resolve()
     if a.is_relative_to(b) or b.is_relative_to(a):
         raise InputError(f"{dst.name}: the output folder and the input may not lie in one another")
@@ -1446,10 +1455,16 @@ def _remove_stale(
 
 def _check_plan(
     plan: _Plan,
-    src: Path,
     dst: Path,
     replace: bool,
+    release: Collection[str],
 ) -> None:
+    if unknown := set(release) - {
+        item for job in plan.jobs for item in (job.item, *(code for _, code in job.others))
+    }:
+        raise InputError(
+            f"release: {', '.join(sorted(unknown))}: no image has this code; codes hold for one secret"
+        )
     if not plan.jobs:
         raise InputError(
             f"the input: expected DICOM files, found none that may be passed on ({len(plan.held)} others)"
@@ -1457,7 +1472,7 @@ def _check_plan(
     if not replace and (others := _other_patients(dst, plan.names)):
         raise InputError(
             f"{dst.name}: holds files of other patients or of another secret in {', '.join(others)}; "
-            "expected a new folder, or to be told to replace them"
+            "expected a new folder, or replace (--replace)"
         )
 
 
@@ -1483,13 +1498,16 @@ def deidentify(
     `dst` holds files of patients who are not in `src` (or had another secret) and `replace` is not set.
     """
     src, dst, keep = Path(src), Path(dst), check_options(keep)
+    dst = dst if dst.name else dst.resolve()
     _check_folders(src, dst)
     if not isinstance(secret, bytes):
+        if secret and Path(secret).resolve().is_relative_to(src.resolve()):
+            raise InputError("the secret lies in the input, which is never changed; expected it elsewhere")
         secret = read_secret(secret or dst.with_name(f"{dst.name}.secret"), apart_from=dst, make=not what_if)
     key = Key(secret)
     with hands(workers) as executor:
         plan = _plan(src, dst, key, keep, executor)
-        _check_plan(plan, src, dst, replace)
+        _check_plan(plan, dst, replace, release)
         work = _Work(key, keep, plan.identity, plan.dates, frozenset(release), what_if)
         parts = list(each(chunks(plan.jobs, 8), work, executor, "De-identifying"))
     _KEPT.clear()
@@ -1498,15 +1516,16 @@ def deidentify(
     held = [*plan.held, *((o.source, o.reason) for o in outcomes if o.reason)]
     codes = {path: _code_of(key, src, path) for path, _ in held}
     result = Deidentified(
-        [(o.source, o.target) for o in done],
-        sorted((Held(codes[path], reason) for path, reason in held), key=lambda h: (h.reason, h.item)),
-        plan.names,
-        {code: path for path, code in codes.items()},
-        sum((o.places for o in outcomes), Counter()),
-        [o.target for o in done if o.unseen],
-        plan.numbers,
-        keep,
-        what_if,
+        files=[(o.source, o.target) for o in done],
+        held=sorted((Held(codes[path], reason) for path, reason in held), key=lambda h: (h.reason, h.item)),
+        names=plan.names,
+        sources={code: path for path, code in codes.items()},
+        places=sum((o.places for o in outcomes), Counter()),
+        unseen=[o.target for o in done if o.unseen],
+        numbers=plan.numbers,
+        keep=keep,
+        released=tuple(Held(_code_of(key, src, o.source), o.released) for o in done if o.released),
+        what_if=what_if,
     )
     if not what_if:
         _remove_stale(dst, {target for _, target in result.files})
