@@ -334,7 +334,7 @@ def strike(
     "Take an identity out of a text; and dates, UIDs, e-mail addresses and great ages, whoever's they are."
     return _cut(text, _struck(text, identity))
 
-# %% ../nbs/02a_identity.ipynb #c1cf757e
+# %% ../nbs/02a_identity.ipynb #32c5e0cd
 _NUMBER = r"\d{1,3}(?:[.,](?!(?:19|20)\d\d)\d{1,4})?"
 _UNIT = (
     "(?:mm|cm|m|ml|cc|s|sec|ms|min|h|kv|kvp|kev|ma|mas|mgy|gy|cgy|hu|mci|mbq|hz|fps|ph|x|w|wk|wks|mo|mon|mth"
@@ -350,7 +350,7 @@ _HARMLESS = re.compile(
     re.IGNORECASE,
 )
 _ABBREVIATIONS = (
-    r"[wW]/[oO](?![^\W_])|[xX]-?[rR]ay(?![^\W_])|[dD]ay[\s_]?\d{1,3}(?!\d)|\d{1,3} ?min(?![^\W_])"
+    r"[wW]/[oO](?![^\W_])|[xX]-?[rR]ay(?![^\W_])|[dD]ay[\s_]?\d{1,3}(?!\d)|F/U(?![^\W_])|[pP]an[\s\-]?[sS]can|[pP]h\.? ?\d{1,3}(?!\d)|\d{1,3} ?min(?![^\W_])"
     r"|(?:[pcgiPCGI][tT][vV]|RTOG|rtog)[\s_\-]?(?!19|20)\d{4}(?!\d)|[iI]\.?[vV]\.?(?![^\W_])|[pP]\.[oO]\.|[mM]\.[aA]\.|[oO]\.[bB]\.|[aA]\.[pP]\."
 )
 _TOKEN = re.compile(
