@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import warnings
 from pathlib import Path
 from shutil import copytree
@@ -447,3 +448,14 @@ def test_the_table_lives_in_jupyterlab(browser, tmp_path):
         page.locator(".lst input").fill("case_003")
         assert rows(page) == ["Case_003"]
         context.close()
+
+
+def test_entries_that_are_no_plain_files_are_listed(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "in" / "folder").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "in" / "dangling").symlink_to(tmp_path / "nothing")
+    os.mkfifo(tmp_path / "in" / "pipe")
+    found, held = find_dicom(tmp_path / "in")
+    assert found == [] and [h.item for h in held] == ["dangling", "folder", "pipe"]
+    assert {h.reason for h in held} == {"a link to a folder or to nothing, or no plain file"}
