@@ -1,7 +1,6 @@
 "Finding, grouping and ordering DICOM files, on phantoms, on pydicom's odd files and on real series."
 
 import csv
-import json
 import os
 import warnings
 from pathlib import Path
@@ -415,24 +414,11 @@ def test_numbers_sort_as_numbers_and_what_is_empty_stays_last(tmp_path, browser)
 
 def test_the_table_lives_in_jupyterlab(browser, tmp_path):
     pytest.importorskip("jupyterlab", reason="JupyterLab is not installed")
-    from test_viewer import jupyter_lab
+    from test_viewer import live_notebook
 
     write_cohort(tmp_path / "cohort", cases=4, size=48, slices=4)
     source = "from lungseg.dicom import SortableTable, tag_table\nSortableTable(tag_table('cohort'))"
-    cell = {"cell_type": "code", "id": "c0", "source": source, "metadata": {}, "outputs": []}
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    notebook = {
-        "cells": [cell | {"execution_count": None}],
-        "metadata": kernel,
-        "nbformat": 4,
-        "nbformat_minor": 5,
-    }
-    (tmp_path / "live.ipynb").write_text(json.dumps(notebook))
-    with jupyter_lab(tmp_path) as port:
-        context = browser.new_context(viewport={"width": 1400, "height": 1000})
-        context.set_default_timeout(60_000)
-        page = context.new_page()
-        page.goto(f"http://127.0.0.1:{port}/lab/tree/live.ipynb?reset")
+    with live_notebook(browser, tmp_path, [source]) as page:
         page.locator(".jp-Notebook .jp-CodeCell .jp-InputArea-editor").first.click()
         page.keyboard.press("Shift+Enter")
         page.wait_for_selector(".lst[data-ready]")
@@ -447,7 +433,6 @@ def test_the_table_lives_in_jupyterlab(browser, tmp_path):
         assert page.locator(".jp-Notebook .jp-Cell").count() == cells
         page.locator(".lst input").fill("case_003")
         assert rows(page) == ["Case_003"]
-        context.close()
 
 
 def test_entries_that_are_no_plain_files_are_listed(tmp_path):

@@ -399,9 +399,9 @@ def jupyter_lab(folder):
             lab.kill()
 
 
-def test_it_lives_in_jupyterlab(browser, tmp_path):
-    "Python moves the picture and the picture Python; it works inside other widgets; masks can change."
-    pytest.importorskip("jupyterlab", reason="JupyterLab is not installed")
+@contextmanager
+def live_notebook(browser, folder, sources):
+    "A notebook of code cells, opened in JupyterLab; the page it is on."
     cells = [
         {
             "cell_type": "code",
@@ -411,16 +411,24 @@ def test_it_lives_in_jupyterlab(browser, tmp_path):
             "outputs": [],
             "execution_count": None,
         }
-        for i, s in enumerate(CELLS)
+        for i, s in enumerate(sources)
     ]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     notebook = {"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
-    (tmp_path / "live.ipynb").write_text(json.dumps(notebook))
-    with jupyter_lab(tmp_path) as port:
+    (folder / "live.ipynb").write_text(json.dumps(notebook))
+    with jupyter_lab(folder) as port:
         context = browser.new_context(viewport={"width": 1400, "height": 1000})
         context.set_default_timeout(60_000)
         page = context.new_page()
         page.goto(f"http://127.0.0.1:{port}/lab/tree/live.ipynb?reset")
+        yield page
+        context.close()
+
+
+def test_it_lives_in_jupyterlab(browser, tmp_path):
+    "Python moves the picture and the picture Python; it works inside other widgets; masks can change."
+    pytest.importorskip("jupyterlab", reason="JupyterLab is not installed")
+    with live_notebook(browser, tmp_path, CELLS) as page:
         code = page.locator(".jp-Notebook .jp-CodeCell")
         code.first.locator(".jp-InputArea-editor").click()
         page.keyboard.press("Shift+Enter")
@@ -449,4 +457,3 @@ def test_it_lives_in_jupyterlab(browser, tmp_path):
         code.nth(4).locator(".jp-InputArea-editor").click()
         page.keyboard.press("Shift+Enter")
         page.wait_for_function("b => document.querySelector('.lsv-picture').toDataURL() !== b", arg=before)
-        context.close()
