@@ -233,7 +233,7 @@ def phantom(
         "say": f"{cases} cases of {slices} slices, {size} x {size}: {out}",
     }
 
-# %% ../nbs/18_cli.ipynb #a0070052
+# %% ../nbs/18_cli.ipynb #bed1a661
 def identity_words(
     claims: "DataFrame",  # as `lungseg.dicom.identity_claims` makes it
 ) -> list[str]:  # one line for cases that hold the same; keywords only, never values
@@ -469,7 +469,7 @@ def _size(
     ml = {"ml": round(voxels * prod(volume.spacing_mm) / 1000, 1)} if volume.spacing_known else {}
     return {"voxels": voxels, **ml}
 
-# %% ../nbs/18_cli.ipynb #d848923c
+# %% ../nbs/18_cli.ipynb #6d7c4f64
 @verb
 def train(
     data: Path,  # a cohort: DICOM cases with masks, or npz volumes
@@ -484,7 +484,8 @@ def train(
 
     Example: lungseg train _data/phantom _runs/first
     """
-    from lungseg.cohort import build_store, find_cases, split_patients
+    from lungseg.cohort import build_store, find_cases
+    from lungseg.splits import split_patients
     from lungseg.train import load_recipe
     from lungseg.train import train as fit
 
@@ -583,7 +584,7 @@ def safe_cases(
 
 SAID = "held back before de-identification; its name may identify somebody, so only the command says it"
 
-# %% ../nbs/18_cli.ipynb #ba27efe7
+# %% ../nbs/18_cli.ipynb #d6a5cb10
 MADE = ("deidentified", "store", "run", "site")  # in a report's working folder
 BESIDE = ("deidentified.report.html", "deidentified.report.csv", "deidentified.keys.csv")  # and these files
 
@@ -642,9 +643,10 @@ def report(
 
     Example: lungseg report --data MY_COHORT --out my_report
     """
-    from lungseg.cohort import build_store, split_patients
+    from lungseg.cohort import build_store
     from lungseg.evaluate import evaluate as score
     from lungseg.site import build_site, check_out, check_tools, keep_outputs, project_root
+    from lungseg.splits import split_patients
     from lungseg.train import load_recipe
     from lungseg.train import train as fit
 

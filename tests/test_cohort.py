@@ -15,11 +15,11 @@ from lungseg.cohort import (
     find_cases,
     new_names,
     relocate,
-    split_patients,
 )
 from lungseg.core import CohortError, InputError
 from lungseg.deidentify import deidentify
 from lungseg.phantom import write_cohort
+from lungseg.splits import split_patients
 from lungseg.volume import read_volume
 
 
