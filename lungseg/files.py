@@ -71,7 +71,7 @@ def _modest(
         raise InputError(f"{name}: declares {size} voxels, expected 1 to {MAX_VOXELS}")
     return voxels
 
-# %% ../nbs/04b_files.ipynb #d719c56e
+# %% ../nbs/04b_files.ipynb #d89e3f6e
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _REVERSED = np.eye(4)[[2, 1, 0, 3]]  # (slice, row, column) and (column, row, slice)
 _NIFTI_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # `xyzt_units`: unknown (taken as mm), m, mm, µm
@@ -89,7 +89,8 @@ def no_geometry(
 def _invertible(affine: np.ndarray, name: str, what: str) -> Affine:
     "The affine, if it is finite and maps no two voxels to one place. Raises `GeometryError`."
     affine = np.asarray(affine, np.float64)
-    if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-12:
+    finite = affine.shape == (4, 4) and bool(np.isfinite(affine).all())
+    if not finite or abs(np.linalg.det(affine)) < 1e-12:
         raise GeometryError(f"{name}: {what} is no invertible 4×4 matrix of finite numbers")
     return affine
 
@@ -301,7 +302,7 @@ def _nrrd_grid(
         }
     return spatial.tolist(), affine, facts
 
-# %% ../nbs/04b_files.ipynb #15be285a
+# %% ../nbs/04b_files.ipynb #714a94b8
 def _data_file(
     path: Path,  # of the header
     named: str,  # what it says
@@ -323,7 +324,7 @@ def _nrrd_numbers(
     import nrrd
 
     named = header.get("data file", header.get("datafile"))
-    voxels = _modest(header["sizes"], path.name)
+    voxels = _modest([int(n) for n in header["sizes"]], path.name)
     encoding = str(header["encoding"]).lower()
     skip = int(header.get("byteskip", header.get("byte skip", 0)))
     most = voxels * 8 + max(skip, 0) + 1
