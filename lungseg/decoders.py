@@ -34,7 +34,7 @@ from .core import SeriesError, pool
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-# %% ../nbs/02f_decoders.ipynb #581bf51e
+# %% ../nbs/02f_decoders.ipynb #0a864b41
 @dataclass(frozen=True)
 class Stream:
     "The size of one compressed frame, and of its numbers."
@@ -93,7 +93,7 @@ def jpeg_stream(
             if not _huffman(segment):
                 raise ValueError("broken Huffman table")
             tables.add(segment[0])
-        elif 0xC1 < kind < 0xD0 and kind != 0xC8 and kind != 0xCC or kind in (0xD8, 0xD9, 0xDC):
+        elif 0xC1 < kind < 0xD0 or kind in (0xD8, 0xD9, 0xDC):
             raise ValueError("not a sequential image")
         elif kind == 0xDA:
             return _scan(frame, at, segment, size)
