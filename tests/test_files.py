@@ -1,4 +1,4 @@
-"""Research formats against outside judges (nibabel, SimpleITK, pynrrd) in every orientation, and what is broken."""
+"""Research formats against outside judges (nibabel, SimpleITK, pynrrd), in every orientation, and broken."""
 
 import gzip
 import io
