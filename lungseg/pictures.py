@@ -10,11 +10,10 @@ __all__ = ['PICTURE_SUFFIXES', 'MAX_VOXELS', 'MAX_TINT', 'GREY_HU', 'SHIFTS', 'A
            'Pair', 'Pairs', 'find_pairs', 'write_pairs', 'resized', 'resized_mask', 'write_overlays',
            'write_mask_pictures', 'mask_geometry']
 
-# %% ../nbs/04e_pictures.ipynb #3b8e11c7
+# %% ../nbs/04e_pictures.ipynb #e8710faf
 import os
 import re
 import shutil
-import struct
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,10 +24,20 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float32, Int16, Num, Shaped, UInt8
 
-from .core import Affine, Held, InputError, Mask, MaskError, progress, read_json, write_json
+from lungseg.core import (
+    Affine,
+    Held,
+    InputError,
+    LungsegError,
+    Mask,
+    MaskError,
+    progress,
+    read_json,
+    write_json,
+)
 from .volume import Volume, lps_axes, oriented, reordered, window
 
-# %% ../nbs/04e_pictures.ipynb #7f0aeb1e
+# %% ../nbs/04e_pictures.ipynb #2e783378
 PICTURE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".gif")
 
 
@@ -49,7 +58,7 @@ def picture_files(
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(
-            f"{folder.name}: expected a folder with pictures, found {'a file' if folder.exists() else 'none'}"
+            f"{folder.name or 'folder'}: expected a folder with pictures, found {'a file' if folder.exists() else 'none'}"
         )
     found = (
         f for f in (folder.rglob("*") if deep else folder.iterdir()) if f.suffix.lower() in PICTURE_SUFFIXES
@@ -58,7 +67,7 @@ def picture_files(
     shown = [f for f, path in told.items() if not any(p.startswith((".", "__MACOSX")) for p in path.parts)]
     return sorted(shown, key=lambda f: natural_key(told[f].as_posix()))
 
-# %% ../nbs/04e_pictures.ipynb #da90998d
+# %% ../nbs/04e_pictures.ipynb #65bdee73
 MAX_VOXELS = 2**30  # of one stack: 2 GiB as int16
 _FORMATS = ("PNG", "TIFF", "JPEG", "BMP", "GIF")
 _COLOURED = ("RGB", "RGBA", "RGBX", "RGBa", "LA", "La", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV")
@@ -79,31 +88,26 @@ def read_picture(
     path = Path(path)
     with _readable(path):
         frames = _tiff_frames(path) if _is_tiff(path) else None
-        return _pillow_frames(path) if frames is None else Picture(tuple(frames), False)
+        picture = _pillow_frames(path) if frames is None else Picture(tuple(frames), False)
+        if not picture.frames:
+            raise EOFError
+        return picture
 
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
     "Turn whatever a decoder raises into one line that names the file, not its place."
-    import zlib
-
     from PIL import Image, UnidentifiedImageError
 
-    broken = (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        struct.error,
-        zlib.error,
-        IndexError,
-        KeyError,
-        TypeError,
-    )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.filterwarnings(
+                "ignore", module="PIL.TiffImagePlugin"
+            )  # about tags; the pixels are checked here
             yield
+    except LungsegError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{path.name}: expected a picture, found no such file") from None
     except UnidentifiedImageError:
@@ -111,7 +115,7 @@ def _readable(path: Path) -> Iterator[None]:
         raise InputError(f"{path.name}: {came}, expected a PNG, TIFF, JPEG, BMP or GIF picture") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError):
         raise InputError(f"{path.name}: too many pixels, expected at most {Image.MAX_IMAGE_PIXELS}") from None
-    except broken:
+    except Exception:  # each decoder raises its own
         raise InputError(f"{path.name}: the picture is broken or cut off") from None
 
 
@@ -119,7 +123,7 @@ def _is_tiff(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
-# %% ../nbs/04e_pictures.ipynb #4ca6d5b0
+# %% ../nbs/04e_pictures.ipynb #36823ebe
 def _pillow_frames(path: Path) -> Picture:
     from PIL import Image
 
@@ -170,11 +174,12 @@ def _tiff_frames(path: Path) -> list[np.ndarray] | None:
             or sum(s.size for s in series) > MAX_VOXELS
         ):
             raise Image.DecompressionBombError
-        if page.photometric.name not in ("MINISBLACK", "MINISWHITE", "RGB") or page.planarconfig == 2:
+        light = getattr(page.photometric, "name", "")
+        if light not in ("MINISBLACK", "MINISWHITE", "RGB") or page.planarconfig == 2:
             return None
         try:
             arrays = [s.asarray() for s in series]
-        except ValueError as e:
+        except (ValueError, NotImplementedError) as e:
             if "imagecodecs" in str(
                 e
             ):  # a compression that tifffile leaves to an extra; Pillow has the usual ones
@@ -182,7 +187,7 @@ def _tiff_frames(path: Path) -> list[np.ndarray] | None:
             raise
         if arrays[0].dtype.kind == "b":
             arrays = [a.astype(np.uint8) * np.uint8(255) for a in arrays]
-        if page.photometric.name == "MINISWHITE" and arrays[0].dtype.kind == "u":
+        if light == "MINISWHITE" and arrays[0].dtype.kind == "u":
             arrays = [np.iinfo(a.dtype).max - a for a in arrays]
         samples = tuple(n for a, n in axes if a == "S")
         plane = (page.imagelength, page.imagewidth, *samples)
@@ -202,7 +207,7 @@ def _whole_tiff(tif, path: Path) -> None:
         empty = any(n == 0 for p in series.pages if p is not None for n in p.databytecounts)
         if series.dataoffset is not None:
             ends.append(series.dataoffset + series.nbytes)
-        if empty or max(ends) > size:
+        if empty or series.size == 0 or max(ends) > size:
             raise EOFError
     tif.filehandle.seek(tif.pages.next_page_offset)
     if any(tif.filehandle.read(tif.tiff.offsetsize)):  # a further page is promised, and is not there
@@ -316,7 +321,7 @@ def values_of(
         f"greys from {zero:g} to {zero + span:g}, of an unknown window",
     )
 
-# %% ../nbs/04e_pictures.ipynb #e29fc6dd
+# %% ../nbs/04e_pictures.ipynb #f6c13037
 def read_pictures(
     source: Path | str | Sequence[Path | str],  # a folder, one file, or files in order
     *,
@@ -361,11 +366,11 @@ def _files(source: Path | str | Sequence[Path | str]) -> list[Path]:
         masks = [f.name for f in files if _core(f.stem, MASK_WORDS) != f.stem.casefold()]
         if masks and len(masks) < len(files):
             raise InputError(
-                f"{Path(source).name}: pictures and masks ({masks[0]}) in one folder, expected one kind"
+                f"{Path(source).name or 'folder'}: pictures and masks ({masks[0]}) in one folder, expected one kind"
             )
     if not files:
         raise InputError(
-            f"{Path(source).name if isinstance(source, Path | str) else 'files'}: expected pictures, found none"
+            f"{(isinstance(source, Path | str) and Path(source).name) or 'files'}: expected pictures, found none"
         )
     return files
 
@@ -488,7 +493,7 @@ def _mask_grey(frame: np.ndarray, name: str) -> np.ndarray:
     except InputError as e:
         raise MaskError(f"{e}; a mask may have one colour on black") from None
 
-# %% ../nbs/04e_pictures.ipynb #c57f5864
+# %% ../nbs/04e_pictures.ipynb #29f972c4
 def _labelled(stored: np.ndarray, labels: Sequence[int], name: str) -> Mask:
     values = np.unique(stored)
     if not np.isin(labels, values).any() and values.any():
@@ -519,9 +524,9 @@ def _two_values(stored: np.ndarray, name: str, lossy: bool) -> tuple[Mask, str]:
     end = (float(high) - float(low)) / 8
     whole = stored.dtype.kind in "iu"
     tops = stored.max(axis=(1, 2))
-    if not lossy and ((tops > low) & (tops <= low + end)).any() and whole:
+    if whole and not lossy and high > 24 and ((tops > low) & (tops <= 3)).any():  # 0 and 1 among 0 and 255
         raise MaskError(
-            f"{name}: some pictures have values up to {tops[tops > low].min():g}, others {high:g}, expected one scale"
+            f"{name}: some pictures have values up to {tops[tops > low].min():g}, others to {high:g}, expected one scale"
         )
     if (whole and high <= 15) or not _are_seams(stored, low + end, high - end):
         raise MaskError(f"{name}: values {_listed(values)}, expected two; say which are lung with `labels`")
@@ -536,9 +541,9 @@ def _are_seams(stored: np.ndarray, dark: float, bright: float) -> bool:
     between = ~(black | white)
     near = [ndi.maximum_filter(end.view(np.uint8), size=(1, 17, 17)) > 0 for end in (black, white)]
     n = np.count_nonzero(between)
-    return bool(
-        n <= np.count_nonzero(white) and np.count_nonzero(between & near[0] & near[1]) >= MIN_SEAM * n
-    )
+    if n > max(200, np.count_nonzero(white)) or (n > 16 and len(np.unique(stored[between])) == 1):
+        return False  # an area; or one value of its own, a label
+    return bool(np.count_nonzero(between & near[0] & near[1]) >= MIN_SEAM * n)
 
 
 def _is_inverted(mask: Mask, outside: float, volume: Volume | None, name: str) -> bool:
@@ -556,10 +561,10 @@ def _is_inverted(mask: Mask, outside: float, volume: Volume | None, name: str) -
     )
     raise MaskError(f"{name}: {outside:.0%} of the border are lung, expected background there ({why})")
 
-# %% ../nbs/04e_pictures.ipynb #43098ba2
+# %% ../nbs/04e_pictures.ipynb #7d012db6
 def _role(name: str) -> str | None:
-    "Whether a folder's name says that it holds images or masks."
-    words = _words(name)
+    "Whether a folder's name says that it holds images or masks; a number at its end makes it a case."
+    words = set() if name[-1:].isdigit() else _words(name)
     if words & (set(MASK_WORDS) - {"lung", "lungs"}):
         return "mask"
     return "image" if words & set(IMAGE_WORDS) else None
@@ -614,7 +619,7 @@ def _partner(
             return choice[0]
     return None
 
-# %% ../nbs/04e_pictures.ipynb #25c6bd04
+# %% ../nbs/04e_pictures.ipynb #eee4544b
 NO_MASK = "an image without a mask of its name"
 
 
@@ -624,7 +629,11 @@ class _Two:
 
     image: Path
     mask: Path
-    image_folder: Path  # whose name says nothing about the patient
+
+
+def _place(file: Path, folder: Path) -> str:
+    "The folders below one that a file lies in, but not those that repeat what they hold."
+    return "/".join(p for p in file.parent.relative_to(folder).parts if _role(p) is None).casefold()
 
 
 def _matched(
@@ -637,12 +646,12 @@ def _matched(
     "Give each image its mask, by name."
     exact, core = defaultdict(list), defaultdict(list)
     for image in images:
-        where = image.parent.relative_to(image_folder).as_posix().casefold()
+        where = _place(image, image_folder)
         exact[where, image.stem.casefold()].append(image)
         core[where, _core(image.stem, IMAGE_WORDS)].append(image)
     claims, held = defaultdict(list), []
     for mask in masks:
-        where = mask.parent.relative_to(mask_folder).as_posix().casefold()
+        where = _place(mask, mask_folder)
         full, short = (where, mask.stem.casefold()), (where, _core(mask.stem, MASK_WORDS))
         found = exact.get(full) or exact.get(short) or core.get(short) or []
         if not found:
@@ -667,7 +676,7 @@ def _matched(
         elif mine[0] in many and sum(mine[0] in c for c in claims.values()) > 1:
             held.append(Held(told[image], f"not the only image of its name for the mask {told[mine[0]]}"))
         else:
-            two.append(_Two(image, mine[0], image_folder))
+            two.append(_Two(image, mine[0]))
     return two, held
 
 
@@ -735,7 +744,7 @@ def _paired(
     for place, files in masks.items():
         if place not in lung and files:
             name = told[files[0]].removesuffix(f"/{files[0].relative_to(place).as_posix()}")
-            held.append(Held(name, f"{len(files)} masks of something else than lungs"))
+            held.append(Held(name, f"masks of something else than lungs ({len(files)})"))
         pairs, misfits = _matched(images, lung.get(place, ()), image_folder, place, told)
         for pair in pairs:
             claims[pair.image].append(pair)
@@ -791,7 +800,7 @@ def patients_by_name(
             patients.append("/".join(path) if _PERSON.match(stem) else None)
     return patients
 
-# %% ../nbs/04e_pictures.ipynb #083577c4
+# %% ../nbs/04e_pictures.ipynb #ea25878f
 @dataclass(frozen=True)
 class Pair:
     "The pictures of one case and their masks."
@@ -826,7 +835,9 @@ def find_pairs(
     folder = Path(folder)
     told = {f: f.relative_to(folder).as_posix() for f in picture_files(folder, deep=True)}
     if not told:
-        raise InputError(f"{folder.name}: expected pictures ({', '.join(PICTURE_SUFFIXES)}), found none")
+        raise InputError(
+            f"{folder.name or 'folder'}: expected pictures ({', '.join(PICTURE_SUFFIXES)}), found none"
+        )
     two, held = _gathered(folder, told)
     sizes, fit = {}, []
     for pair in progress(two, "Checking pictures", unit="pair"):
@@ -893,7 +904,7 @@ def _shared_values(images: Sequence[Path]) -> Values | None:
         else None
     )
 
-# %% ../nbs/04e_pictures.ipynb #e2121acc
+# %% ../nbs/04e_pictures.ipynb #9d23aa93
 def _cases(
     two: Sequence[_Two],
     sizes: Mapping[Path, tuple[int, int, int]],  # frames, rows, columns of each image
@@ -904,12 +915,7 @@ def _cases(
     for pair in two:
         place = pair.image.parent.relative_to(folder)
         words = [PARTS[w] for piece in place.parts for w in sorted(_words(piece)) if w in PARTS]
-        inside = pair.image_folder.relative_to(folder).parts
-        says = [
-            p
-            for i, p in enumerate(place.parts)
-            if not (i == len(inside) - 1 and _role(p) == "image") and p.casefold() not in PARTS
-        ]
+        says = [p for p in place.parts if _role(p) is None and p.casefold() not in PARTS]
         parts.append(words[-1] if words else None)
         paths.append((*says, pair.image.stem))
     patients = patients_by_name(paths)
@@ -954,7 +960,7 @@ def _named(cases: list[list], two: Sequence[_Two]) -> tuple[list[Pair], str]:
     for pair in pairs:
         where[pair.patient.casefold()].add(pair.part)
     if shared := sum(len(p) > 1 for p in where.values()):
-        notes.append(f"{shared} patients are in more than one part of the folder.")
+        notes.append(f"Patients that are in more than one part of the folder: {shared}.")
     return pairs, " ".join(notes)
 
 # %% ../nbs/04e_pictures.ipynb #1e0515f4

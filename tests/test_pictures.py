@@ -350,6 +350,21 @@ def test_every_slice_of_a_real_chest_has_its_two_peaks(name):
             assert not values_of(np.rint(window(hu, level, width) * top).astype(np.uint16)).hu_known
 
 
+def test_a_real_chest_in_256_greys_keeps_its_lungs_and_proves_its_inverted_mask(tmp_path):
+    from lungseg.isolate import threshold_lungs
+
+    case = np.load(real("lctsc/LCTSC-Test-S1-102.npz"))
+    hu, mask = case["hu"][40:120:8, ::2, ::2], case["mask"][40:120:8, ::2, ::2] > 0
+    stored = np.rint(window(hu, -212, 1624) * 255).astype(np.uint8)
+    volume = read_pictures(written(tmp_path / "images", stored))
+    flipped = read_mask_pictures(
+        written(tmp_path / "masks", 255 - mask.astype(np.uint8) * np.uint8(255)), volume=volume
+    )
+    assert np.array_equal(flipped, mask)
+    ours, theirs = threshold_lungs(volume), threshold_lungs(Volume(hu, volume.affine, volume.provenance))
+    assert 2 * (ours & theirs).sum() / (ours.sum() + theirs.sum()) > 0.995
+
+
 # --- masks
 
 
@@ -399,6 +414,20 @@ def test_label_numbers_are_refused_by_name_and_taken_when_told(chest, values, tm
     assert np.array_equal(read_mask_pictures(folder, labels=values), chest[1])
     with pytest.raises(MaskError, match="expected some of 77"):
         read_mask_pictures(folder, labels=[77])
+
+
+def test_a_faint_apex_between_slices_is_a_seam_and_a_single_grey_is_a_label(tmp_path):
+    disc = np.hypot(*(np.indices((64, 64)) - 31.5)) < 3
+    soft = np.asarray(
+        Image.fromarray(disc.astype(np.uint8) * np.uint8(255)).resize((32, 32), Image.Resampling.BOX)
+    )
+    assert 0 < read_mask_pictures(place(tmp_path / "small.png", soft)).sum() < 20
+    faint = soft // 14  # nothing above 18
+    assert not read_mask_pictures(written(tmp_path / "m", np.stack([soft, faint])))[1].any()
+    rim = np.where(disc, 255, 0).astype(np.uint8)
+    rim[28:36, 35:38] = 128
+    with pytest.raises(MaskError, match="values 0, 128, 255"):
+        read_mask_pictures(place(tmp_path / "rim.png", rim))
 
 
 def test_an_image_is_no_mask(grey, tmp_path):
@@ -510,6 +539,7 @@ LAYOUTS = [
     ("anything/{}.png", "masks/{}.png"),
     ("train_images/{}.png", "train_masks/{}.png"),
     ("train/{}.png", "train_masks/{}.png"),
+    ("2d_images/2d_images/{}.png", "2d_masks/{}.png"),
     ("Lung Segmentation/CXR_png/{}.png", "Lung Segmentation/masks/{}_mask.png"),
 ]
 
@@ -606,7 +636,7 @@ def test_masks_of_infections_are_no_lung_masks(grey, white, tmp_path):
     found = find_pairs(tmp_path)
     assert [p.masks[0].parent.name for p in found.pairs] == ["lung_mask"]
     assert [(h.item, h.reason) for h in found.held] == [
-        ("infection_mask", "1 masks of something else than lungs")
+        ("infection_mask", "masks of something else than lungs (1)")
     ]
 
 
@@ -669,7 +699,7 @@ def test_a_patient_in_two_parts_is_said(grey, white, tmp_path):
         "test_ID_7",
         "train_ID_7",
     ]
-    assert "1 patients are in more than one part" in found.note
+    assert "more than one part of the folder: 1." in found.note
 
 
 @pytest.mark.parametrize(
