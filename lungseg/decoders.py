@@ -34,7 +34,7 @@ from .core import SeriesError, pool
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-# %% ../nbs/02f_decoders.ipynb #0a864b41
+# %% ../nbs/02f_decoders.ipynb #b429b95d
 @dataclass(frozen=True)
 class Stream:
     "The size of one compressed frame, and of its numbers."
@@ -43,27 +43,65 @@ class Stream:
     cols: int
     bits: int  # of one value: the precision
     signed: bool = False
-    frame: bytes = b""  # the stream without padding
+    frame: bytes = b""  # the stream without padding and remarks
+    entire: bool = False  # there were no remarks
 
 
 def _huffman(
     segment: bytes,  # of a DHT marker, without its length
-) -> bool:  # whether its tables are whole and can be codes
-    at = 0
+) -> set[int]:  # the tables that it defines; none if it is not whole, or they cannot be codes
+    at, found = 0, set()
     while at < len(segment):
         counts = segment[at + 1 : at + 17]
-        if len(counts) < 16 or segment[at] & 0xEF > 3 or not 0 < sum(counts) <= 256:
-            return False
-        if sum(n << (15 - i) for i, n in enumerate(counts)) > 1 << 16:  # more codes than bits allow
-            return False
-        if segment[at] < 16 and max(segment[at + 17 : at + 17 + sum(counts)], default=17) > 16:
-            return False
+        values = segment[at + 17 : at + 17 + sum(counts)]
+        room = 1 << 16
+        for length, count in enumerate(counts, 1):  # each code takes its share of all that there can be
+            room -= count << (16 - length)
+        dc = segment[at] < 16
+        if len(counts) < 16 or segment[at] & 0xEF > 3 or len(values) != sum(counts) or room < 0:
+            return set()
+        if not values or (dc and max(values) > 16):
+            return set()
+        found.add(segment[at])
         at += 17 + sum(counts)
-    return at == len(segment)
+    return found
+
+
+def _quantised(
+    segment: bytes,  # of a DQT marker, without its length
+) -> set[int]:  # the tables that it defines; none if it is not whole
+    at, found = 0, set()
+    while at < len(segment):
+        width, number = segment[at] >> 4, segment[at] & 15
+        end = at + 65 + 64 * width
+        if width > 1 or number > 3 or end > len(segment):
+            return set()
+        found.add(number)
+        at = end
+    return found
 
 
 _FRAMES = {0xC0: "JPEG", 0xC1: "JPEG", 0xC3: "JPEG", 0xF7: "JPEG-LS"}  # the kinds of frame that CT comes in
 _NOT_DATA = re.compile(rb"\xff[\x01-\xcf\xda-\xfe]")  # a marker that cannot stand among coded values
+
+
+def _segments(
+    frame: bytes,  # JPEG or JPEG-LS
+) -> Iterator[tuple[int, bytes, int]]:  # marker, what it says, and where the next begins
+    "The marker segments up to the scan. Raises `ValueError` where they are out of step."
+    at = 2
+    while at + 4 <= len(frame):
+        while frame[at : at + 2] == b"\xff\xff":
+            at += 1
+        mark, kind, length = unpack_from(">BBH", frame, at)
+        segment = frame[at + 4 : at + 2 + length]
+        if mark != 0xFF or length < 2 or len(segment) != length - 2:
+            raise ValueError("segments out of step")
+        at += 2 + length
+        yield kind, segment, at
+        if kind == 0xDA:
+            return
+    raise ValueError("no scan")
 
 
 def jpeg_stream(
@@ -73,49 +111,57 @@ def jpeg_stream(
     frame = frame.rstrip(b"\0\xff")  # padding
     if frame[:2] != b"\xff\xd8" or frame[-2:] != b"\xff\xd9":
         raise ValueError("start or end marker missing")
-    at, size, tables = 2, None, set()
-    while at + 4 <= len(frame):
-        while frame[at : at + 2] == b"\xff\xff":
-            at += 1
-        mark, kind, length = unpack_from(">BBH", frame, at)
-        segment = frame[at + 4 : at + 2 + length]
-        if mark != 0xFF or length < 2 or len(segment) != length - 2:
-            raise ValueError("segments out of step")
-        at += 2 + length
+    size, tables, kept, at = None, set(), [b"\xff\xd8"], 2
+    for kind, segment, end in _segments(frame):
+        at = end
         if kind in _FRAMES:
             if size or len(segment) != 9:
                 raise ValueError("not one frame of one component")
             bits, rows, cols, components = unpack_from(">BHHB", segment)
             if components != 1 or not (2 <= bits <= 16 and rows and cols) or segment[7] != 0x11:
                 raise ValueError("not one frame of one component")
-            size = kind, segment[6], Stream(rows, cols, bits)
+            size = kind, segment[6], segment[8], Stream(rows, cols, bits)
         elif kind == 0xC4:
             if not _huffman(segment):
                 raise ValueError("broken Huffman table")
-            tables.add(segment[0])
-        elif 0xC1 < kind < 0xD0 or kind in (0xD8, 0xD9, 0xDC):
+            tables |= {("huffman", n) for n in _huffman(segment)}
+        elif kind == 0xDB:
+            tables |= {("quantised", n) for n in _quantised(segment)}
+        elif 0xC1 < kind < 0xD0 or kind in (0xD8, 0xD9, 0xDC) or (kind == 0xDD and len(segment) != 2):
             raise ValueError("not a sequential image")
-        elif kind == 0xDA:
-            return _scan(frame, at, segment, size)
-    raise ValueError("no scan")
+        elif 0xE0 <= kind <= 0xEF or kind == 0xFE:  # a program's own remarks, which trip decoders if broken
+            continue
+        elif kind not in (0xDA, 0xDD, 0xF8):
+            raise ValueError("unknown segment")
+        kept.append(b"\xff%c%s%s" % (kind, (len(segment) + 2).to_bytes(2, "big"), segment))
+    stream, clean = _scanned(segment, size, tables, frame[at:]), b"".join(kept) + frame[at:]
+    return replace(stream, frame=clean, entire=len(clean) == len(frame))
 
 
-def _scan(
-    frame: bytes,
-    at: int,  # where coded values begin
+def _scanned(
     segment: bytes,  # of the scan
-    size: tuple[int, int, Stream] | None,  # kind of frame, its component, its size
+    size: tuple[int, int, int, Stream]
+    | None,  # kind of frame, its component and quantisation table, its size
+    tables: set[tuple[str, int]],  # those that were defined
+    data: bytes,  # coded values and the end marker
 ) -> Stream:
     if size is None or len(segment) != 6 or segment[0] != 1 or segment[1] != size[1]:
         raise ValueError("no frame before the scan, or another component")
-    kind, _, stream = size
-    first, last, shift = segment[3], segment[4], segment[5]
-    right = {0xC3: 1 <= first <= 7 and not last and shift < stream.bits, 0xF7: last == 0}
-    if not right.get(kind, (first, last, shift) == (0, 63, 0)):
-        raise ValueError("impossible scan")
-    if kind != 0xF7 and _NOT_DATA.search(frame, at, len(frame) - 2):
+    kind, _, table, stream = size
+    used, first, last, shift = segment[2], *segment[3:6]
+    needs = {("huffman", used >> 4)}
+    if kind == 0xF7:
+        right, needs = last == 0, set()
+    elif kind == 0xC3:
+        right = 1 <= first <= 7 and not last and shift < stream.bits
+    else:
+        right = (first, last, shift) == (0, 63, 0) and stream.bits in (8, 12)
+        needs |= {("huffman", 16 | used & 15), ("quantised", table)}
+    if not right or not needs <= tables:
+        raise ValueError("impossible scan, or a table is missing")
+    if kind != 0xF7 and _NOT_DATA.search(data, 0, len(data) - 2):
         raise ValueError("a marker among coded values")
-    return replace(stream, frame=frame)
+    return stream
 
 
 def jpeg2000_stream(
@@ -132,7 +178,7 @@ def jpeg2000_stream(
         raise ValueError("not one component")
     return Stream(bottom - top, right - left, (depth & 0x7F) + 1, depth > 0x7F, frame)
 
-# %% ../nbs/02f_decoders.ipynb #8845363e
+# %% ../nbs/02f_decoders.ipynb #70b03887
 def _container(
     bits: int,  # of one value
 ) -> str:  # dtype, little endian
@@ -147,10 +193,12 @@ def _by_gdcm(
 ) -> Integer[np.ndarray, "..."]:
     import gdcm
 
+    if stream.bits < 8:
+        raise ValueError("GDCM ends the program on values of less than a byte")
     for silence in (gdcm.Trace.ErrorOff, gdcm.Trace.WarningOff, gdcm.Trace.DebugOff):
         silence()  # it would write on the terminal which widths it tries
     kind = _container(stream.bits)
-    if path is not None and kind == "<u2" and uid in _LOSSLESS_JPEG:
+    if path is not None and kind == "<u2" and uid in _LOSSLESS_JPEG and stream.entire:
         words = _gdcm_region(path, stream)
         if words is not None:
             return words
