@@ -11,9 +11,9 @@ from realdata import real
 
 from lungseg import headers
 from lungseg.core import SeriesError
+from lungseg.frames import WANTED
 from lungseg.headers import header_of, raw_header
 from lungseg.phantom import write_series
-from lungseg.series import WANTED
 
 
 def files_of(name: str) -> list[Path]:

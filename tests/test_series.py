@@ -20,18 +20,14 @@ from realdata import real
 from scipy import ndimage
 
 from lungseg.core import GeometryError, InputError, LungsegError, SeriesError
+from lungseg.frames import AIR_FLOOR, SliceHeader, read_pixels, read_slice_headers, slice_header
 from lungseg.phantom import Scan, draw_phantom, write_phantom, write_series
 from lungseg.series import (
-    AIR_FLOOR,
-    SliceHeader,
     in_order,
     irregular,
     read_dicom,
-    read_pixels,
-    read_slice_headers,
     regular_grid,
     series_in,
-    slice_header,
     stacked,
     straightened,
     volume_from_slices,
