@@ -1,26 +1,36 @@
 """A cohort from any folder to a split: what is paired, held, resumed, and that no patient leaks."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pydicom import dcmread
 from realdata import DATA, real
 
 from lungseg.cohort import (
+    Case,
     Store,
     build_store,
+    checksum,
     class_balance,
     find_cases,
     new_names,
+    oddities,
+    problems,
     relocate,
 )
 from lungseg.core import CohortError, InputError
 from lungseg.deidentify import deidentify
-from lungseg.phantom import write_cohort
+from lungseg.phantom import draw_phantom, write_cohort, write_phantom, write_rtstruct
 from lungseg.splits import split_patients
-from lungseg.volume import read_volume
+from lungseg.volume import Volume, read_volume
 
 
 @pytest.fixture(scope="module")
@@ -118,11 +128,12 @@ def test_one_bad_case_does_not_stop_the_others(cohort, tmp_path):
     torn.write_bytes(torn.read_bytes()[:200])
     np.savez(data / "Segmentations" / "Case_003_seg.npz", masks=np.zeros((12, 64, 64), np.uint8))
     (data / "Segmentations" / "Case_004_seg.npz").unlink()
+    (data / "Structures" / "Case_004.dcm").unlink()
     store = build_store(find_cases(data), tmp_path / "store")
     assert store.names == ["Case_000", "Case_005"]
     reasons = {h.item: h.reason for h in Store(tmp_path / "store").held}
     assert {"Case_001", "Case_002", "Case_003", "Case_004"} <= set(reasons)
-    assert "empty" in reasons["Case_003"]
+    assert "empty" in reasons["Case_003"] and "cannot be read" in reasons["Case_002"]
     assert all("\n" not in r and str(tmp_path) not in r for r in reasons.values())
 
 
@@ -190,3 +201,379 @@ def test_two_kernels_in_one_case_are_held_back(tmp_path):
             shutil.copyfile(file, tmp_path / "Case_000" / f"{kernel}_{file.name}")
     with pytest.raises(CohortError, match="2 CT series"):
         find_cases(tmp_path)
+
+
+# --- pairing by content
+
+
+@pytest.fixture(scope="module")
+def chest():
+    phantom = draw_phantom(seed=5, size=48, slices=10)
+    return phantom, Volume(phantom.hu, phantom.affine), np.isin(phantom.labels, (2, 3))
+
+
+def lctsc_like(root: Path, phantom, patients: int = 3) -> Path:
+    "As the archive delivers: PATIENT/study/series, with UIDs for names and one RTSTRUCT beside the CT."
+    for i in range(patients):
+        who = f"LCTSC-Train-S1-{i:03d}"
+        files = write_phantom(phantom, root / who / "study" / "1.2.3", patient_id=who, key=who)
+        write_rtstruct(phantom, files, root / who / "study" / "4.5.6" / "1-1.dcm")
+    return root
+
+
+def test_an_archive_of_contours_pairs_by_what_they_refer_to(chest, tmp_path):
+    found = find_cases(lctsc_like(tmp_path / "a", chest[0]))
+    assert [c.name for c in found.cases] == [f"LCTSC-Train-S1-{i:03d}" for i in range(3)]
+    assert all(c.name in c.mask.parts for c in found.cases) and not found.held
+    every = sorted((tmp_path / "a").rglob("1-1.dcm"))
+    (tmp_path / "a" / "contours").mkdir()
+    for i, path in enumerate(every):  # no folder and no name tells any more
+        path.rename(tmp_path / "a" / "contours" / f"{2 - i}.bin")
+    assert [c.mask.name for c in find_cases(tmp_path / "a").cases] == ["2.bin", "1.bin", "0.bin"]
+
+
+def test_contours_of_another_series_are_not_taken(chest, tmp_path):
+    data = lctsc_like(tmp_path, chest[0], 2)
+    shutil.rmtree(data / "LCTSC-Train-S1-000" / "study" / "1.2.3")
+    found = find_cases(data)
+    assert [c.name for c in found.cases] == ["LCTSC-Train-S1-001"]
+    assert [(h.item.rsplit("/")[-1], h.reason) for h in found.held] == [
+        ("1-1.dcm", "RTSTRUCT of a CT series that is not here")
+    ]
+    (data / "LCTSC-Train-S1-001" / "study" / "4.5.6" / "1-1.dcm").unlink()
+    with pytest.raises(CohortError, match="no case with a mask"):
+        find_cases(data)  # one image and one mask in all, and still not a pair
+
+
+def test_of_two_series_the_one_that_was_drawn_on_is_taken(chest, tmp_path):
+    data = lctsc_like(tmp_path, chest[0], 2)
+    who = "LCTSC-Train-S1-000"
+    files = write_phantom(chest[0], data / who / "study" / "0.0.1", patient_id=who, key="sharp")
+    found = find_cases(data)
+    assert not found.held and {f.parent.name for f in found.cases[0].image} == {"1.2.3"}
+    write_rtstruct(chest[0], files, data / who / "study" / "second.dcm")  # now both: two cases of one patient
+    found = find_cases(data)
+    assert [c.name for c in found.cases] == [who, f"{who}_2", "LCTSC-Train-S1-001"]
+    assert found.cases[0].patient == found.cases[1].patient != found.cases[2].patient
+    assert {c.mask.name for c in found.cases[:2]} == {"1-1.dcm", "second.dcm"}
+
+
+def test_of_several_contours_those_that_name_lungs_are_taken(chest, tmp_path):
+    data = lctsc_like(tmp_path, chest[0], 2)
+    mine = data / "LCTSC-Train-S1-000" / "study" / "4.5.6" / "1-1.dcm"
+    plan = dcmread(mine)
+    plan.SOPInstanceUID += ".7"
+    plan.file_meta.MediaStorageSOPInstanceUID = plan.SOPInstanceUID
+    for roi in plan.StructureSetROISequence:
+        roi.ROIName = "GTV"
+    plan.save_as(mine.with_name("0-0.dcm"))
+    found = find_cases(data)
+    assert not found.held and found.cases[0].mask == mine
+    for roi in plan.StructureSetROISequence:
+        roi.ROIName = "Lungs"
+    plan.save_as(mine.with_name("0-0.dcm"))
+    (held,) = find_cases(data).held
+    assert held.item == "LCTSC-Train-S1-000" and held.reason.startswith("2 masks (")
+
+
+def test_a_segmentation_is_taken_before_contours_and_arrays_before_both(chest, tmp_path):
+    from lungseg.segments import write_seg
+
+    phantom, volume, lungs = chest
+    data = lctsc_like(tmp_path, phantom, 2)
+    place = data / "LCTSC-Train-S1-000" / "study"
+    write_seg({"Lung": lungs}, volume, place / "seg.dcm", ct=sorted((place / "1.2.3").iterdir()))
+    assert find_cases(data).cases[0].mask.name == "seg.dcm"
+    np.savez(data / "LCTSC-Train-S1-000_seg.npz", mask=lungs)
+    found = find_cases(data)
+    assert found.cases[0].mask.name == "LCTSC-Train-S1-000_seg.npz" and not found.held
+    assert find_cases(data, masks="RTSTRUCT").cases[0].mask.name == "1-1.dcm"
+    assert find_cases(data, masks="SEG").cases[0].mask.name == "seg.dcm"
+
+
+def test_the_frame_of_reference_tells_where_the_series_does_not(chest, tmp_path):
+    data = lctsc_like(tmp_path, chest[0], 2)
+    for path in data.rglob("1-1.dcm"):
+        ds = dcmread(path)
+        del ds.ReferencedFrameOfReferenceSequence[0].RTReferencedStudySequence
+        ds.save_as(data / f"{path.parts[-4]}.dcm")
+        path.unlink()
+    assert [c.mask.stem for c in find_cases(data).cases] == ["LCTSC-Train-S1-000", "LCTSC-Train-S1-001"]
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".nrrd"])
+def test_volumes_and_masks_are_told_apart_by_content(chest, tmp_path, suffix):
+    from lungseg.files import save_nifti, save_nrrd
+
+    _, volume, lungs = chest
+    save = save_nrrd if suffix == ".nrrd" else save_nifti
+    for i, (image, mask) in enumerate((("lung", "a"), ("scan", "b"), ("img", "img_seg"))):
+        folder = tmp_path / f"Case_{i}"
+        save(volume.array, volume.affine, folder / f"{image}{suffix}")
+        save(lungs.astype(np.int16 if i else np.uint8), volume.affine, folder / f"{mask}{suffix}")
+    found = find_cases(tmp_path)
+    assert len(found.cases) == 3 and not found.held
+    assert [c.mask.name for c in found.cases if c.name == "Case_1"] == [f"b{suffix}"]
+
+
+@pytest.mark.parametrize("key, is_image", [("arr_0", False), ("data", True), ("ct", True), ("lungs", False)])
+def test_an_array_of_no_telling_key_is_told_by_its_values(chest, tmp_path, key, is_image):
+    _, volume, lungs = chest
+    np.savez(tmp_path / "x.npz", **{key: volume.array if is_image else lungs.astype(np.int16)})
+    with pytest.raises(CohortError, match=f"found {int(is_image)} images, {int(not is_image)} masks"):
+        find_cases(tmp_path)
+
+
+def test_a_broken_or_pickled_file_is_held_and_the_rest_goes_on(chest, tmp_path):
+    from lungseg.files import save_nifti, save_nrrd
+
+    _, volume, lungs = chest
+    np.savez(tmp_path / "good.npz", hu=volume.array, mask=lungs)
+    for name in ("a.nrrd", "b.nii.gz", "c.npz", "d.mha"):
+        (tmp_path / name).write_bytes(b"nothing that makes sense" * 9)
+    np.savez(tmp_path / "e.npz", arr_0=np.array([{"a": 1}], dtype=object))
+    save_nrrd(volume.array, volume.affine, tmp_path / "f.nrrd")
+    save_nifti(volume.array, volume.affine, tmp_path / "g.nii.gz")
+    for name in ("f.nrrd", "g.nii.gz"):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:900])
+    found = find_cases(tmp_path)
+    assert [c.name for c in found.cases] == ["good"]
+    assert {"a.nrrd", "b.nii.gz", "c.npz", "d.mha", "e.npz", "f.nrrd", "g.nii.gz"} <= {
+        h.item for h in found.held
+    }
+    assert all("\n" not in str(h) and str(tmp_path) not in str(h) for h in found.held)
+
+
+def test_pictures_are_a_cohort_too(tmp_path):
+    from lungseg.pictures import write_pairs
+
+    data = write_pairs(tmp_path / "kaggle", cases=4, slices=3, size=64)
+    next((data / "2d_masks").iterdir()).unlink()
+    found = find_cases(data)
+    assert found.kind == "pictures with masks" and len(found.cases) == 4 and len(found.held) == 1
+    store = build_store(found, tmp_path / "store")
+    assert len(store) == 4 and not store.verify()
+    case = store.case(store.names[-1])
+    assert case.mask.any() and not case.spacing_known and case.meta["hu_known"] is False
+    said = problems(store)
+    assert said.what.str.contains("grey values, not HU").any() and said.what.str.contains("voxel size").any()
+    split = split_patients(store)
+    assert split["train"] and split["test"]
+
+
+def test_a_stack_of_pictures_is_a_mask_of_the_case_it_is_named_for(cohort, tmp_path):
+    from PIL import Image
+
+    data = Path(shutil.copytree(cohort, tmp_path / "data"))
+    shutil.rmtree(data / "Structures")
+    with np.load(data / "Segmentations" / "Case_000_seg.npz") as stored:
+        mask = stored["masks"]
+    (data / "Segmentations" / "Case_000_seg.npz").unlink()
+    for k, plane in enumerate(mask):
+        path = data / "Segmentations" / "Case_000" / f"slice{k}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(plane * np.uint8(255)).save(path)
+    Image.fromarray(mask[5]).save(data / "Images" / "preview.png")
+    found = find_cases(data)
+    assert isinstance(found.cases[0].mask, tuple) and len(found.cases) == 6 and not found.held
+    assert [f.name for f in found.cases[0].mask][-1] == "slice11.png"
+    store = build_store([found.cases[0]], tmp_path / "store")
+    assert np.array_equal(store.case("Case_000").mask, mask > 0)
+
+
+def test_identifiers_that_name_nobody_do_not_make_one_patient(chest, tmp_path):
+    for i, who in enumerate(("Anonymous", "ANONYMOUS^", "", "patient 1", "PATIENT-01")):
+        folder = tmp_path / f"Case_{i}"
+        files = write_phantom(chest[0], folder / "ct", patient_id=who, key=i)
+        write_rtstruct(chest[0], files, folder / "rt.dcm")
+    found = find_cases(tmp_path)
+    assert len({c.patient for c in found.cases}) == 4 and found.cases[3].patient == found.cases[4].patient
+    assert [p.case for p in found.noted] == ["Case_0", "Case_1", "Case_2"]
+    table = problems(found)
+    assert (
+        table.consequence.tolist() == ["used"] * 3
+        and table.what.str.startswith("PatientID names nobody").all()
+    )
+
+
+def test_contours_follow_their_case_through_deidentification(chest, tmp_path):
+    data = lctsc_like(tmp_path / "data", chest[0], 3)
+    found = find_cases(data)
+    done = deidentify(data, tmp_path / "out", secret=tmp_path / "out.secret")
+    moved = relocate(found, dict(done.files))
+    for case in moved.cases:
+        assert case.mask.is_relative_to(tmp_path / "out") and case.mask.parts[-3] == case.name
+    again = find_cases(tmp_path / "out")
+    assert [(c.name, c.image, c.mask, c.patient) for c in again.cases] == [
+        (c.name, c.image, c.mask, c.patient) for c in moved.cases
+    ]
+    first = found.cases[1].mask
+    held = relocate(found, {s: t for s, t in done.files if s != first}).held
+    assert [str(h) for h in held] == ["Case_001: its contours or segmentation were not de-identified"]
+
+
+# --- what is odd
+
+
+def test_what_is_odd_about_a_case_is_said(chest):
+    _, volume, lungs = chest
+    said = oddities(volume, lungs)
+    assert all("cut off" in line for line in said)
+    low = Volume(np.where(lungs, volume.array, -2048).astype(np.int16), volume.affine)
+    assert any("lowest value -2048 HU" in line for line in oddities(low, None))
+    unknown = Volume(volume.array, volume.affine, {"spacing_known": False, "hu_known": False})
+    assert [line.split(":")[0] for line in oddities(unknown, None)] == [
+        "the voxel size is unknown",
+        "grey values, not HU",
+    ]
+    assert any(
+        "hardly any lung: 0.00% of all voxels" in line for line in oddities(unknown, np.zeros_like(lungs))
+    )
+    for wrong in (~lungs, np.roll(lungs, 24, 2)):
+        assert any("of the mask" in line for line in oddities(volume, wrong))
+
+
+def test_one_scan_under_two_names_and_one_mask_for_two_scans_are_listed(chest, tmp_path):
+    _, volume, lungs = chest
+    for name, array in (("a", volume.array), ("b", volume.array), ("c", volume.array + np.int16(3))):
+        np.savez(tmp_path / f"{name}.npz", hu=array, mask=lungs)
+    store = build_store(find_cases(tmp_path), tmp_path / "store")
+    table = problems(store)
+    said = set(zip(table.case, table.what, strict=True))
+    assert {("b", "the same voxels as a"), ("c", "the same mask as a")} <= said
+    with pytest.raises(CohortError, match="expected at least two"):
+        split_patients(build_store(find_cases(tmp_path).cases[:2], tmp_path / "two"))
+
+
+# --- the store
+
+
+def test_two_processes_write_what_one_does(cohort, tmp_path):
+    one, two = (build_store(find_cases(cohort), tmp_path / str(n), workers=n) for n in (1, 2))
+    assert [one.meta(n)["sha256"] for n in one.names] == [two.meta(n)["sha256"] for n in two.names]
+    assert one.verify() == two.verify() == []
+
+
+def test_checksums_are_of_the_arrays(cohort, tmp_path):
+    store = build_store(find_cases(cohort).cases[:1], tmp_path / "store")
+    case = store.case("Case_000")
+    assert case.meta["sha256"] == {"hu": checksum(case.hu), "mask": checksum(case.mask)}
+    assert checksum(case.hu) != checksum(case.hu.astype(np.int32)) != checksum(case.hu.reshape(-1))
+
+
+@pytest.mark.parametrize("name", ["hu.npy", "mask.npy", "case.json"])
+def test_a_damaged_case_is_noticed_and_built_again(cohort, tmp_path, name):
+    found = find_cases(cohort)
+    store = build_store(found.cases[:2], tmp_path / "store")
+    path = tmp_path / "store" / "Case_001" / name
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(CohortError, match=r"Case_001: .*build the store again"):
+        store.case("Case_001")
+    assert [p.case for p in store.verify()] == ["Case_001"]
+    path.unlink()
+    with pytest.raises(CohortError, match=r"Case_001: .*build the store again"):
+        store.case("Case_001")
+    assert build_store(found.cases[:2], tmp_path / "store").verify() == []
+
+
+def test_a_copy_of_the_data_is_not_read_anew(cohort, tmp_path, monkeypatch):
+    import lungseg.cohort as module
+
+    build_store(find_cases(cohort), tmp_path / "store")
+    copy = Path(shutil.copytree(cohort, tmp_path / "copy", copy_function=shutil.copyfile))
+    monkeypatch.setattr(module, "_read", lambda *_: pytest.fail("read again"))
+    store = build_store(find_cases(copy), tmp_path / "store")
+    assert store.verify() == []
+    monkeypatch.setattr(module, "_content", lambda *_: pytest.fail("hashed again"))
+    build_store(find_cases(copy), tmp_path / "store")  # the new times were noted
+
+
+def test_a_case_that_left_the_cohort_leaves_the_store(cohort, tmp_path):
+    found = find_cases(cohort)
+    build_store(found, tmp_path / "store")
+    (tmp_path / "store" / "notes").mkdir()
+    store = build_store(found.cases[:2], tmp_path / "store")
+    assert sorted(p.name for p in store.path.iterdir()) == ["Case_000", "Case_001", "notes", "store.json"]
+
+
+def test_a_store_of_an_older_format_is_built_again(cohort, tmp_path):
+    found = find_cases(cohort)
+    store = build_store(found.cases[:1], tmp_path / "store")
+    for path in (store.path / "store.json", store.path / "Case_000" / "case.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 1, "fingerprint": "0a1b"}))
+    with pytest.raises(CohortError, match="store of format 1, expected 2: build it again"):
+        Store(store.path)
+    assert build_store(found.cases[:1], store.path).verify() == []
+
+
+def test_a_case_without_a_mask_can_be_stored(cohort, tmp_path):
+    bare = [Case(c.name, c.image, None, c.patient, c.sex) for c in find_cases(cohort).cases[:2]]
+    store = build_store(bare, tmp_path / "store")
+    assert store.case("Case_000").mask is None and store.verify() == []
+    with pytest.raises(CohortError, match="no case in this store has a mask"):
+        class_balance(store)
+
+
+@pytest.mark.parametrize("after", [0.15, 0.4, 0.8])
+def test_a_killed_build_leaves_whole_cases_and_the_next_one_finishes(cohort, tmp_path, after):
+    code = (
+        "import sys\nfrom lungseg.cohort import build_store, find_cases\n"
+        f"found = find_cases({str(cohort)!r})\nprint('ready', flush=True)\n"
+        f"build_store(found, {str(tmp_path / 'store')!r})\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    child.stdout.readline()
+    time.sleep(after)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    for folder in (tmp_path / "store").glob("Case_*"):
+        meta = json.loads((folder / "case.json").read_text())
+        assert checksum(np.load(folder / "hu.npy")) == meta["sha256"]["hu"]
+        assert checksum(np.load(folder / "mask.npy")) == meta["sha256"]["mask"]
+    store = build_store(find_cases(cohort), tmp_path / "store")
+    assert len(store) == 6 and store.verify() == []
+    assert not list(store.path.glob(".*"))
+
+
+def test_killed_between_two_renames_the_old_case_comes_back(cohort, tmp_path):
+    found = find_cases(cohort)
+    store = build_store(found.cases[:2], tmp_path / "store")
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    before = (store.path / "Case_001" / "hu.npy").stat().st_ino
+    (store.path / "Case_001").rename(store.path / f".Case_001.{gone.pid}.old")
+    (store.path / f".Case_001.{gone.pid}").mkdir()
+    store = build_store(found.cases[:2], tmp_path / "store")
+    assert (store.path / "Case_001" / "hu.npy").stat().st_ino == before
+    assert not list(store.path.glob(".*"))
+
+
+def test_balance_is_told_by_part(cohort, tmp_path):
+    store = build_store(find_cases(cohort), tmp_path / "store")
+    split = split_patients(store)
+    table = class_balance(store, split)
+    assert list(table.index) == ["train", "validation", "test", "all"]
+    assert table.loc["all", "voxels"] == class_balance(store).loc["all", "voxels"]
+    assert table.loc["train", "lung_voxels"] == sum(store.case(n).mask.sum() for n in split["train"])
+
+
+def test_contours_make_the_store_that_arrays_make(chest, tmp_path):
+    phantom, _, lungs = chest
+    store = build_store(find_cases(lctsc_like(tmp_path / "data", phantom, 2)), tmp_path / "store")
+    assert len(store) == 2 and not store.held
+    mask = np.asarray(store.case("LCTSC-Train-S1-000").mask)
+    assert 2 * (mask & lungs).sum() / (mask.sum() + lungs.sum()) > 0.95  # the outlines are smoothed
+
+
+def test_missing_slices_are_refused_or_corrected_when_asked(tmp_path):
+    data = lctsc_like(tmp_path / "data", draw_phantom(seed=5, size=32, slices=60), 2)
+    places = {dcmread(f).ImagePositionPatient[2]: f for f in (data / "LCTSC-Train-S1-000").rglob("1.2.3/*")}
+    places[sorted(places)[30]].unlink()
+    found = find_cases(data)
+    store = build_store(found, tmp_path / "store")
+    assert store.names == ["LCTSC-Train-S1-001"] and [h.item for h in store.held] == ["LCTSC-Train-S1-000"]
+    store = build_store(found, tmp_path / "store", correct=True)
+    assert len(store) == 2
+    assert len(store.case("LCTSC-Train-S1-000").hu) == 60 and store.meta("LCTSC-Train-S1-000")["corrected"]
+    said = problems(store)
+    assert "LCTSC-Train-S1-000" in set(said.case) and set(said.consequence) == {"used"}
