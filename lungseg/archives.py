@@ -6,7 +6,7 @@
 __all__ = ['MAX_RATIO', 'FREE_BYTES', 'MAX_MEMBERS', 'member_path', 'Member', 'is_archive', 'unpacked', 'nested_archives',
            'dicomdir_files']
 
-# %% ../nbs/02g_archives.ipynb #144085bf
+# %% ../nbs/02g_archives.ipynb #87c6ecfb
 import bz2
 import errno
 import gzip
@@ -21,9 +21,10 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, Any
+from typing import Any
 
 from pydicom import Dataset, dcmread
 from pydicom.config import disable_value_validation
@@ -61,7 +62,7 @@ def _folded(
 ) -> str:  # what a disk that ignores case makes of it
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
 
-# %% ../nbs/02g_archives.ipynb #c329fbd0
+# %% ../nbs/02g_archives.ipynb #6b15f3ae
 @dataclass(frozen=True)
 class Member:
     "One file or folder of an archive, not yet unpacked."
@@ -94,7 +95,8 @@ def _zip_members(
         )
         if what:
             raise InputError(f"{name}: {_shown(info.orig_filename)} is {what}, expected a plain file")
-        yield Member(info.orig_filename, info.is_dir(), info.file_size, info)
+        folder = info.orig_filename.endswith(("/", "\\"))
+        yield Member(info.orig_filename, folder, info.file_size, info)
 
 
 def _tar_members(
@@ -111,7 +113,7 @@ def _tar_members(
 class _Sparing:
     "A stream that gives no more at once than a header may need: long names in a tar are read whole."
 
-    def __init__(self, stream: IO[bytes]) -> None:
+    def __init__(self, stream: BufferedIOBase) -> None:
         self.seek, self.tell, self._read = stream.seek, stream.tell, stream.read
 
     def read(self, size: int) -> bytes:
@@ -119,7 +121,7 @@ class _Sparing:
             raise tarfile.ReadError("header too long")
         return self._read(size)
 
-# %% ../nbs/02g_archives.ipynb #174743cd
+# %% ../nbs/02g_archives.ipynb #d02ad9ff
 MAX_RATIO = 100  # unpacked to packed; deflate itself reaches 1032
 FREE_BYTES = 1 << 30  # any archive may give so much
 MAX_MEMBERS = 1_000_000
@@ -147,7 +149,7 @@ class _Budget:
 
 
 def _write(
-    source: IO[bytes],
+    source: BufferedIOBase,
     path: Path,
     budget: _Budget,
     member: Member,
@@ -207,7 +209,7 @@ def _claim(
             )
     return is_folder
 
-# %% ../nbs/02g_archives.ipynb #bba3bd91
+# %% ../nbs/02g_archives.ipynb #7b15bdd4
 _SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2")
 
 
@@ -250,7 +252,7 @@ def unpacked(
 
 
 def _unzip(
-    file: IO[bytes],
+    file: BufferedIOBase,
     folder: Path,
     budget: _Budget,
 ) -> None:
@@ -268,7 +270,7 @@ def _unzip(
 
 
 def _untar(
-    file: IO[bytes],
+    file: BufferedIOBase,
     folder: Path,
     budget: _Budget,
 ) -> None:
