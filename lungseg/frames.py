@@ -6,9 +6,9 @@
 __all__ = ['GEOMETRY', 'PIXELS', 'KEPT', 'APART', 'FACTS', 'WANTED', 'ENHANCED', 'AIR_FLOOR', 'Stored', 'SliceHeader', 'decimals',
            'slice_header', 'read_slice_headers', 'slice_headers', 'fill', 'read_pixels', 'set_aside', 'left_out']
 
-# %% ../nbs/04a_frames.ipynb #b91e8c77
+# %% ../nbs/04a_frames.ipynb #5bb78acb
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -243,7 +243,7 @@ def _slice_header(
         {k: header.text(k) for k in FACTS if _TAGS[k] in values},
     )
 
-# %% ../nbs/04a_frames.ipynb #fbd49f0f
+# %% ../nbs/04a_frames.ipynb #6460fee0
 def _offset(
     header: RawHeader,
     size: int,  # bytes of one image
@@ -279,6 +279,10 @@ def _kept(raw: tuple[bytes, ...]) -> dict[str, str | float]:  # by keyword
             try:
                 value = ds.get(keyword)
             except Exception:  # text that is no text: not worth failing for
+                continue
+            if isinstance(value, MultiValue):
+                value = "\\".join(map(str, value))
+            if keyword == "SliceThickness" and not (isinstance(value, float) and 0 < value < math.inf):
                 continue
             if value not in (None, ""):
                 kept[keyword] = float(value) if isinstance(value, int | float) else str(value)
@@ -443,7 +447,7 @@ def _finish(
         words.view(np.int16)[padding] = AIR_FLOOR
     return done
 
-# %% ../nbs/04a_frames.ipynb #e612fca8
+# %% ../nbs/04a_frames.ipynb #2ae1c0c6
 def fill(
     out: Integer[np.ndarray, "row col"],  # int16, this slice's place in the volume
     header: SliceHeader,
@@ -474,26 +478,20 @@ def fill(
     return set() if padding is None else {_PADDED}
 
 
-def _images(
-    headers: Sequence[SliceHeader],  # of one file
-) -> Integer[np.ndarray, "frame row col"] | None:  # None if they can be read as they are
-    return None if headers[0].offset is not None else stored_frames(headers[0].source, headers[0].name)
-
-
 def read_pixels(
     header: SliceHeader,
 ) -> Integer[np.ndarray, "row col"]:  # HU, int16
     "The pixels of one slice as Hounsfield units. Raises `SeriesError` if they cannot be decoded or are too few."
     out = np.empty(header.shape, np.int16)
-    fill(out, header, _images([header]))
+    fill(out, header, None if header.offset is not None else stored_frames(header.source, header.name))
     return out
 
-# %% ../nbs/04a_frames.ipynb #cfa0249f
-_INSTEAD = {  # values of ImageType, and what they are
-    "LOCALIZER": "localizer", "SCOUT": "localizer", "TOPOGRAM": "localizer", "CT_SOM5 TOP": "localizer",
+# %% ../nbs/04a_frames.ipynb #74b5a55d
+_INSTEAD = {  # words of ImageType, and what they are
+    "LOCALIZER": "localizer", "SCOUT": "localizer", "TOPOGRAM": "localizer", "TOP": "localizer",
     "MIP": "projection", "MINIP": "projection", "MAX_IP": "projection", "MIN_IP": "projection",
     "VRT": "rendering", "VOLUME_RENDER": "rendering", "SURFACE_RENDER": "rendering",
-    "SCREEN SAVE": "screen save", "CT_SOM5 PROT": "dose sheet", "DOSE": "dose sheet", "DOSE_INFO": "dose sheet",
+    "SCREEN": "screen save", "PROT": "dose sheet", "DOSE": "dose sheet", "DOSE_INFO": "dose sheet",
 }  # fmt: skip
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 
@@ -502,7 +500,8 @@ def set_aside(
     image_type: str,  # `ImageType` or `FrameType`, values separated by backslashes
 ) -> str:  # e.g. localizer; empty for a slice
     "What an image is by its type, if it is no slice of a volume."
-    return next((_INSTEAD[word] for word in image_type.upper().split("\\") if word in _INSTEAD), "")
+    words = image_type.upper().replace("\\", " ").split()
+    return next((_INSTEAD[word] for word in words if word in _INSTEAD), "")
 
 
 def left_out(

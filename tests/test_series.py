@@ -489,6 +489,21 @@ def test_what_is_no_slice_is_set_aside_and_counted(tmp_path):
     refused(tmp_path / "pt", SeriesError, "pt: no CT slices, found 1 PT")
 
 
+@pytest.mark.parametrize("thickness", [b"2\\3", b"thick", b"nan", b"0", b"-1", b""])
+def test_a_thickness_that_is_none_is_not_believed(thickness, tmp_path):
+    files = write_slices(tmp_path, [(0, 0, z) for z in range(3)])
+    for file in files:
+        changed(file, SliceThickness=thickness)
+    assert "SliceThickness" not in read_dicom(tmp_path).provenance
+    assert str(series_in(tmp_path)[0]).startswith("1: 3 slices of 16 × 16, 1 mm apart, axial")
+    assert not read_dicom(files[0]).spacing_known
+
+
+def test_a_folder_named_like_a_number_is_still_named(tmp_path):
+    write_slices(tmp_path / "1", [(0, 0, z) for z in (0, 2, 4, 8, 10)])
+    refused(tmp_path / "1", GeometryError, r"^1: 1 missing slice \(step 2 mm\), between 4 and 8 mm$")
+
+
 def test_series_are_listed_in_words_by_their_number(tmp_path):
     write_slices(tmp_path / "b", [(0, 0, z) for z in (0, 2.5, 5)], SeriesInstanceUID="1.1", SeriesNumber=10)
     kernel, coronal = ["Br40", "3"], (1, 0, 0, 0, 0, -1)
