@@ -6,10 +6,10 @@
 __all__ = ['COLUMNS', 'CT_STORAGE', 'CHEST', 'NO_VOLUME', 'FEWEST', 'SOMETHING_ELSE', 'ENDPOINT', 'NO_NETWORK', 'REASONS',
            'OWN_NAME', 'NOT_OURS', 'HEADER', 'FetchError', 'index_files', 'idc_version', 'index_rows',
            'find_collection', 'chest_ct', 'lung_masks', 'collections', 'Wanted', 'spread', 'in_order', 'choose',
-           'Terms', 'terms', 'is_whole', 'transfer', 'why', 'fetch_series', 'referenced_series', 'settled', 'Fetched',
-           'in_words', 'fetch']
+           'Terms', 'terms', 'is_whole', 'transfer', 'why', 'fetch_series', 'referenced_series', 'asked_masks',
+           'Fetched', 'in_words', 'fetch']
 
-# %% ../nbs/07b_fetch.ipynb #48d7ad1e
+# %% ../nbs/07b_fetch.ipynb #e303d58f
 import html
 import json
 import os
@@ -23,14 +23,14 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from .core import Held, InputError, LungsegError, progress, writing
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
-# %% ../nbs/07b_fetch.ipynb #46be1b26
+# %% ../nbs/07b_fetch.ipynb #257df1ce
 class FetchError(LungsegError):
     "The public store cannot be reached, or does not give what its index promises."
 
@@ -74,11 +74,16 @@ def index_rows(
     columns: Sequence[str] = COLUMNS,
 ) -> "DataFrame":  # a row for each CT, RTSTRUCT and SEG series
     "What the index knows of the series that can be images or masks."
-    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    from pyarrow.parquet import ParquetFile
 
-    filters = [("Modality", "in", ["CT", "RTSTRUCT", "SEG"])]
-    filters += [("collection_id", "==", collection)] if collection else []
-    return pd.read_parquet(index_files()["idc_index"], columns=list(columns), filters=filters)
+    wanted, kinds = [], pa.array(["CT", "RTSTRUCT", "SEG"])
+    for piece in ParquetFile(index_files()["idc_index"]).iter_batches(1 << 16, columns=list(columns)):
+        keep = pc.is_in(piece["Modality"], kinds)
+        keep = pc.and_(keep, pc.equal(piece["collection_id"], collection)) if collection else keep
+        wanted.append(piece.filter(keep))
+    return pa.Table.from_batches(wanted).to_pandas()
 
 # %% ../nbs/07b_fetch.ipynb #ad6e6f44
 def _plain_name(name: str) -> str:
@@ -104,12 +109,10 @@ def find_collection(
         "`lungseg fetch` without a name lists those with chest CT"
     )
 
-# %% ../nbs/07b_fetch.ipynb #0ee9620a
+# %% ../nbs/07b_fetch.ipynb #b04bef9c
 CT_STORAGE = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1")  # CT, enhanced CT: PS3.6 Table A-1
 CHEST = r"CHEST|LUNG|THORA|MEDIAST"
-NO_VOLUME = (
-    r"SCOUT|TOPO|LOCALI[SZ]ER|SURVIEW|CORONAL|SAGITTAL|\bCOR\b|\bSAG\b|\bMIP\b|SCREEN SAVE|DOSE REPORT"
-)
+NO_VOLUME = r"SCOUT|TOPO|LOCALI[SZ]ER|SURVIEW|CORONAL|SAGITTAL|\bCOR\b|\bSAG\b|\bMIP\b|SCREEN|DOSE"
 FEWEST = 16  # slices: a chest of 25 cm at 15 mm
 
 
@@ -171,7 +174,7 @@ def lung_masks(
     rank = rank.mask(segmentation & _says(rows.SeriesDescription, r"\blungs?\b.*\bsegmentation"), 1.0)
     return rows.assign(rank=rank)[rank.notna()]
 
-# %% ../nbs/07b_fetch.ipynb #2dd5eca2
+# %% ../nbs/07b_fetch.ipynb #b7ff5edd
 def _nature(licence: str) -> str:
     "A licence's name, with what must not be overlooked."
     return f"{licence} (non-commercial)" if re.search(r"\bNC\b|non.?commercial", licence, re.I) else licence
@@ -181,14 +184,7 @@ def collections() -> "DataFrame":  # index: collection; patients, masked, ct, rt
     "The collections with chest CT, those with masks first; sizes are of the CT and the masks."
     import pandas as pd
 
-    unneeded = {
-        "SeriesNumber",
-        "PatientSex",
-        "StudyDate",
-        "SeriesInstanceUID",
-        "source_DOI",
-        "series_aws_url",
-    }
+    unneeded = "SeriesNumber PatientSex StudyDate SeriesInstanceUID source_DOI series_aws_url".split()
     rows = index_rows(columns=tuple(c for c in COLUMNS if c not in unneeded))
     ct, mask = chest_ct(rows), lung_masks(rows)
     mask = mask[mask.StudyInstanceUID.isin(ct.StudyInstanceUID)]
@@ -209,7 +205,7 @@ def collections() -> "DataFrame":  # index: collection; patients, masked, ct, rt
     table[counts] = table[counts].fillna(0).astype(int)
     return table.sort_index().sort_values("masked", key=lambda s: s == 0, kind="stable")
 
-# %% ../nbs/07b_fetch.ipynb #eda3670e
+# %% ../nbs/07b_fetch.ipynb #2fef0353
 @dataclass(frozen=True)
 class Wanted:
     "One series to fetch."
@@ -246,11 +242,11 @@ def in_order(
 ) -> list[str]:  # PatientID
     "Patients in an order of which every beginning is a fair sample."
     ct = ct.assign(PatientSex=ct.PatientSex.fillna(""))
-    groups = [sorted(group.PatientID) for _, group in ct.groupby("PatientSex")]
-    ranked = [
-        (turn, g, group[i]) for g, group in enumerate(groups) for turn, i in enumerate(spread(len(group)))
-    ]
-    return [patient for _, _, patient in sorted(ranked)]
+    ranked = []
+    for sex, group in ct.groupby("PatientSex"):
+        names = sorted(group.PatientID)
+        ranked += [(turn, sex, names[i]) for turn, i in enumerate(spread(len(names)))]
+    return [name for _, _, name in sorted(ranked)]
 
 # %% ../nbs/07b_fetch.ipynb #a2ff3828
 def _by_quality(ct: "DataFrame") -> "DataFrame":
@@ -290,7 +286,7 @@ def _wanted(row: Any) -> Wanted:  # a row of the index
     series = row.Modality, row.SeriesInstanceUID, row.series_aws_url, int(row.instanceCount)
     return Wanted(case, *series, size, *terms, int(getattr(row, "among", 1)))
 
-# %% ../nbs/07b_fetch.ipynb #eb2045e9
+# %% ../nbs/07b_fetch.ipynb #f8f5df22
 def choose(
     collection: str,  # its name
     *,
@@ -308,7 +304,7 @@ def choose(
     ct = chest_ct(rows)
     if ct.empty:
         raise InputError(
-            f"{name}: expected chest CT, found none among its {len(rows)} CT, RTSTRUCT and SEG series"
+            f"{name}: expected chest CT, found none among {len(rows)} CT, RTSTRUCT and SEG series"
         )
     mask = _best_masks(lung_masks(rows), ct)
     if not masks or mask.empty:
@@ -320,7 +316,7 @@ def choose(
         series[row.PatientID].append(_wanted(row))
     return [one for patient in in_order(ct)[:cases] for one in series[patient]]
 
-# %% ../nbs/07b_fetch.ipynb #ce02c755
+# %% ../nbs/07b_fetch.ipynb #03985fc6
 @dataclass(frozen=True)
 class Terms:
     "Under which licence some of the series come, and what their authors ask to be cited."
@@ -333,12 +329,9 @@ class Terms:
 
     def __str__(self) -> str:
         text = f"{_nature(self.licence)}: {self.series} series" + (f"; {self.url}" if self.url else "")
-        cited = (
-            self.citation
-            if self.doi.lower() in self.citation.lower()
-            else f"{self.citation} https://doi.org/{self.doi}"
-        )
-        return f"{text}\n  Please cite: {cited.strip()}"
+        named = self.doi.lower() in self.citation.lower()
+        address = "" if named else f" https://doi.org/{self.doi}"
+        return f"{text}\n  Please cite: {self.citation}{address}"
 
 
 def _unmarked(text: str) -> str:
@@ -366,10 +359,8 @@ def terms(
     known, counts = _sources(), {}
     for one in wanted:
         counts[one.licence, one.doi] = counts.get((one.licence, one.doi), 0) + 1
-    return [
-        Terms(licence, *known.get(doi, ("", "")), doi, series)
-        for (licence, doi), series in sorted(counts.items())
-    ]
+    found = [(licence, *known.get(doi, ("", "")), doi, n) for (licence, doi), n in counts.items()]
+    return [Terms(*one) for one in sorted(found)]
 
 # %% ../nbs/07b_fetch.ipynb #44bc222d
 def is_whole(
@@ -445,7 +436,7 @@ def transfer(
             size = int((told.get("object") or {}).get("size", 0))
             yield uid_of.get(source[0], "") if source else "", size, told.get("error", "")
 
-# %% ../nbs/07b_fetch.ipynb #4df194fc
+# %% ../nbs/07b_fetch.ipynb #8ac89bc2
 NO_NETWORK = "cannot be reached"
 REASONS = {
     r"no such host|lookup .* (on|:)|server misbehaving": f"{NO_NETWORK}: its name is not found",
@@ -467,20 +458,48 @@ def why(
     for pattern, reason in REASONS.items():
         if re.search(pattern, error, re.I):
             return reason
-    return (
-        "reports an error: "
-        + re.sub(r"(https?|s3)://\S+|\b\d+(\.\d+){3}(:\d+)?", "…", " ".join(error.split()))[:120]
-    )
+    said = re.sub(r"(https?|s3)://\S+|\b\d+(\.\d+){3}(:\d+)?", "…", " ".join(error.split()))
+    return f"reports an error: {said[:120]}"
 
-# %% ../nbs/07b_fetch.ipynb #f8f90896
+# %% ../nbs/07b_fetch.ipynb #f7b9418a
 OWN_NAME = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\.dcm")  # how the store names its files
 
 
 def _parts_folder(out: Path) -> Path:
     "Where series are put together: beside the target, or inside it where it is a file system of its own."
-    beside = out.parent / f".{out.name}.fetching"
+    out = out.resolve()
     same = os.stat(out).st_dev == os.stat(out.parent).st_dev and os.access(out.parent, os.W_OK)
-    return beside if same else out / ".fetching"
+    return out.with_name(f".{out.name}.fetching") if same and out.name else out / ".fetching"
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    "Keep other calls out of a folder, and tidy up behind. Raises `InputError` if one is at work in it."
+    parts = _parts_folder(out)
+    parts.mkdir(exist_ok=True)
+    with (parts / "lock").open("w") as lock:
+        _lock(lock, out)
+        try:
+            yield
+        finally:
+            begun = [p for p in parts.iterdir() if p.is_dir()]
+            for part in begun:
+                if not any(part.iterdir()):
+                    part.rmdir()
+            if not any(part.is_dir() for part in begun):
+                shutil.rmtree(parts, ignore_errors=True)
+
+
+def _lock(file: TextIO, out: Path) -> None:
+    "Lock a file until this process ends, however it ends."
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such locks; there, do not fetch twice at once
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise InputError(f"{out.name}: another fetch is at work in this folder") from None
 
 
 NOT_OURS = "holds other files than the series' own, which are left alone; fetch into another folder"
@@ -489,9 +508,8 @@ NOT_OURS = "holds other files than the series' own, which are left alone; fetch 
 def _begin(series: Wanted, out: Path, parts: Path) -> int:  # bytes of it that are there
     "Make the folder to fetch into, with what the target has. Raises `InputError` if that is not ours."
     part, target = parts / series.uid, out / series.folder
-    if target.exists() and not (
-        target.is_dir() and all(OWN_NAME.fullmatch(p.name) for p in target.iterdir())
-    ):
+    held = target.iterdir() if target.is_dir() else [target] * target.exists()
+    if not all(OWN_NAME.fullmatch(p.name) for p in held):
         raise InputError(NOT_OURS)
     part.mkdir(parents=True, exist_ok=True)
     for stray in part.iterdir():  # half files of an interrupted transfer
@@ -503,20 +521,16 @@ def _begin(series: Wanted, out: Path, parts: Path) -> int:  # bytes of it that a
     return sum(file.stat().st_size for file in _files(part))
 
 
-def _finish(
-    series: Wanted, out: Path, parts: Path, error: str = ""
-) -> Held | None:  # why it is not in its place
-    "Put a series in its place if it is whole."
+def _finish(series: Wanted, out: Path, parts: Path, error: str = "") -> Held | None:
+    "Put a series in its place if it is whole; otherwise say why not."
     target, part = out / series.folder, parts / series.uid
     count, old = len(_files(part)), parts / f"{series.uid}.old"
     if count > series.files:
         shutil.rmtree(part)
         return Held(series.folder, NOT_OURS)
     if not is_whole(part, series):
-        because = f" (the store {error})" if error else ""
-        return Held(
-            series.folder, f"{count} of {series.files} files came{because}; run the same command again"
-        )
+        came = f"{count} of {series.files} files came" + (f" (the store {error})" if error else "")
+        return Held(series.folder, f"{came}; run the same command again")
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
         shutil.rmtree(old, ignore_errors=True)
@@ -539,6 +553,7 @@ def fetch_series(
     Raises `FetchError` if the store cannot be reached.
     """
     parts, held, came, errors, left = _parts_folder(out), [], 0, {}, {}
+    parts.mkdir(exist_ok=True)
     for one in wanted:
         try:
             left[one.uid] = one.bytes - _begin(one, out, parts)
@@ -570,7 +585,7 @@ def _check_reached(came: int, errors: dict[str, str]) -> None:
             "then run the same command again"
         )
 
-# %% ../nbs/07b_fetch.ipynb #c6d45d1f
+# %% ../nbs/07b_fetch.ipynb #999faa14
 def referenced_series(
     file: Path,  # an RTSTRUCT or a SEG
 ) -> set[str]:  # SeriesInstanceUIDs; empty if it names none
@@ -578,12 +593,9 @@ def referenced_series(
     from pydicom import dcmread
     from pydicom.errors import InvalidDicomError
 
+    tags = ["ReferencedFrameOfReferenceSequence", "ReferencedSeriesSequence"]
     try:
-        ds = dcmread(
-            file,
-            stop_before_pixels=True,
-            specific_tags=["ReferencedFrameOfReferenceSequence", "ReferencedSeriesSequence"],
-        )
+        ds = dcmread(file, stop_before_pixels=True, specific_tags=tags)
         frames = ds.get("ReferencedFrameOfReferenceSequence") or []
         studies = [s for frame in frames for s in frame.get("RTReferencedStudySequence") or []]
         series = [s for study in studies for s in study.get("RTReferencedSeriesSequence") or []]
@@ -593,19 +605,24 @@ def referenced_series(
         return set()
 
 
-def settled(
-    ct: Wanted,  # as guessed from the index
-    mask: Path,  # folder of the mask that has come
+def asked_masks(
+    wanted: Sequence[Wanted],  # as `choose` guessed them
+    out: Path,  # where masks may have come
     rows: "DataFrame",  # of the collection, as `index_rows` gives them
-) -> Wanted:  # the CT that the mask names, if the index has it
-    "The CT series of a case, after its mask has been asked."
-    meant = set().union(*map(referenced_series, _files(mask)))
-    if not meant or ct.uid in meant:
-        return ct
-    rows = rows[rows.SeriesInstanceUID.isin(meant) & (rows.Modality == "CT")]
-    return replace(_wanted(next(rows.itertuples())), case=ct.case) if len(rows) else ct
+) -> list[Wanted]:  # the same cases; a CT that its mask does not name is replaced by the one it names
+    "The series to fetch, after the masks that are there have been asked."
+    series = []
+    masks = {one.case: out / one.folder for one in wanted if one.modality != "CT"}
+    for one in wanted:
+        there = _files(masks[one.case]) if one.modality == "CT" and one.case in masks else []
+        named = set().union(*map(referenced_series, there))
+        if named and one.uid not in named:
+            known = rows[rows.SeriesInstanceUID.isin(named) & (rows.Modality == "CT")]
+            one = replace(_wanted(next(known.itertuples())), case=one.case) if len(known) else one
+        series.append(replace(one, among=1) if named else one)
+    return series
 
-# %% ../nbs/07b_fetch.ipynb #c6220d0c
+# %% ../nbs/07b_fetch.ipynb #9c9b1c00
 @dataclass(frozen=True)
 class Fetched:
     "What a call of `fetch` did, or would do."
@@ -665,9 +682,8 @@ def _ready(out: Path, need: int) -> None:
         raise InputError(f"{out.name}: expected a folder one can write to ({e.strerror})") from None
     free = shutil.disk_usage(out).free
     if free < need:
-        raise InputError(
-            f"{out.name}: {in_words(need)} are to come, but the disk has room for {in_words(free)}"
-        )
+        room = f"the disk has room for {in_words(free)}"
+        raise InputError(f"{out.name}: {in_words(need)} are to come, but {room}")
 
 
 HEADER = "Terms of the images in this folder, from the NCI Imaging Data Commons"
@@ -682,7 +698,7 @@ def _write_licence(out: Path, collection: str, lines: Sequence[str]) -> None:
     with writing(path) as beside:
         beside.write_text(text + "\n", encoding="utf-8")
 
-# %% ../nbs/07b_fetch.ipynb #07594cb6
+# %% ../nbs/07b_fetch.ipynb #01b32b2e
 def fetch(
     collection: str,  # its name, as `collections` lists it; case, dashes and underscores make no difference
     out: Path | str,  # folder to fetch into: OUT/<PatientID>/CT_1/*.dcm, and RTSTRUCT_1 or SEG_1 beside it
@@ -697,7 +713,9 @@ def fetch(
 
     Raises `InputError` if collection or folder will not do, `FetchError` if the store cannot be reached.
     """
-    out, name, wanted = Path(out), find_collection(collection), choose(collection, cases=cases, masks=masks)
+    out, name = Path(out), find_collection(collection)
+    rows = index_rows(name)
+    wanted = asked_masks(choose(name, cases=cases, masks=masks), out, rows)
     lines = tuple(map(str, terms(wanted)))
     missing = [one for one in wanted if not is_whole(out / one.folder, one)]
     need = sum(one.bytes for one in missing)
@@ -705,29 +723,21 @@ def fetch(
         return Fetched(tuple(wanted), need, len(wanted) - len(missing), (), lines)
     _ready(out, need)
     _write_licence(out, name, lines)
-    with progress((), "Fetching", unit="B", total=need) as bar:
+    with _alone(out), progress((), "Fetching", unit="B", total=need) as bar:
         bar.unit_scale = True
-        fetched = _fetch_all(wanted, out, index_rows(name), bar, endpoint=endpoint, workers=workers)
-    if not fetched.held:
-        shutil.rmtree(_parts_folder(out), ignore_errors=True)
+        fetched = _fetch_all(wanted, out, rows, bar, endpoint=endpoint, workers=workers)
     return replace(fetched, licence=tuple(map(str, terms(fetched.series))))
 
 
 def _fetch_all(wanted: Sequence[Wanted], out: Path, rows: "DataFrame", bar: Any, **how: Any) -> Fetched:
     "First the masks, then the CTs that they name."
-    masks = [one for one in wanted if one.modality != "CT"]
-    new = [one for one in masks if not is_whole(out / one.folder, one)]
-    came, held = fetch_series(new, out, bar=bar, **how)
-    mask_of = {one.case: one for one in masks}
-    ct = [one for one in wanted if one.modality == "CT"]
-    ct = [settled(one, out / mask_of[one.case].folder, rows) if one.case in mask_of else one for one in ct]
-    lost = {h.item for h in held}
-    waits = [one for one in ct if one.case in mask_of and mask_of[one.case].folder in lost]
-    held += [Held(one.folder, "waits for its mask, which says which CT it belongs to") for one in waits]
-    new_ct = [one for one in ct if one not in waits and not is_whole(out / one.folder, one)]
-    bar.total = sum(one.bytes for one in [*new, *new_ct])
-    more, held_ct = fetch_series(new_ct, out, bar=bar, **how)
-    there = len(wanted) - len(new) - len(new_ct) - len(waits)
-    settled_ct = {one.case: one for one in ct}
-    series = tuple(settled_ct[one.case] if one.modality == "CT" else one for one in wanted)
-    return Fetched(series, came + more, there, (*held, *held_ct), ())
+    masks = [one for one in wanted if one.modality != "CT" and not is_whole(out / one.folder, one)]
+    came, held = fetch_series(masks, out, bar=bar, **how)
+    wanted = asked_masks(wanted, out, rows)
+    lost = {one.case for one in masks if one.folder in {h.item for h in held}}
+    ct = [one for one in wanted if one.modality == "CT" and not is_whole(out / one.folder, one)]
+    held += [Held(one.folder, "waits for its mask, which names its CT") for one in ct if one.case in lost]
+    bar.total = sum(one.bytes for one in [*masks, *ct])
+    more, held_ct = fetch_series([one for one in ct if one.case not in lost], out, bar=bar, **how)
+    there = len(wanted) - len(masks) - len(ct)
+    return Fetched(tuple(wanted), came + more, there, (*held, *held_ct), ())
