@@ -7,12 +7,13 @@ __all__ = ['SEGMENTATION', 'LABEL_MAP', 'LUNG_TYPES', 'MAX_SIDE', 'NATIVE', 'DEF
            'chosen_segments', 'Plane', 'planes_of', 'Slab', 'slab', 'put_frame', 'take_frame', 'read_seg',
            'segment_type', 'write_seg']
 
-# %% ../nbs/04d_segments.ipynb #ceee3b3e
+# %% ../nbs/04d_segments.ipynb #bbed132a
 import hashlib
 import math
-import re
+import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Num, UInt8
 from pydicom import Dataset, dcmread
+from pydicom.config import disable_value_validation
 from pydicom.encaps import generate_frames
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.valuerep import DA, TM
 
 from . import __version__
 from .contours import chosen, lung_part
@@ -30,7 +33,7 @@ from .core import GeometryError, InputError, Mask, MaskError, SeriesError, writi
 from .decoders import stored_frames
 from .volume import GRID_TOLERANCE, Volume
 
-# %% ../nbs/04d_segments.ipynb #d1684382
+# %% ../nbs/04d_segments.ipynb #40e7f12b
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"  # Segmentation Storage: BINARY and FRACTIONAL
 LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.7"  # Label Map Segmentation Storage (Supplement 243)
 _LOBES = {
@@ -100,6 +103,25 @@ def _opened(path: Path, pixels: bool = True) -> Dataset:
         raise InputError(f"{path.name}: its header cannot be read ({type(e).__name__})") from None
 
 
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    "Elements are parsed when they are asked for: what a broken one then provokes becomes an `InputError`."
+    try:
+        with disable_value_validation():  # its warnings quote values
+            yield
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        OSError,
+        NotImplementedError,
+        ArithmeticError,
+        struct.error,
+    ) as e:
+        raise InputError(f"{name}: an element of its header cannot be read ({type(e).__name__})") from None
+
+
 def _code(item: Dataset, sequence: str) -> tuple[str, str]:
     "Coding scheme and value of the first code in a sequence; empty where there is none."
     codes = item.get(sequence) or [Dataset()]
@@ -127,7 +149,8 @@ def segment_names(
 ) -> list[str]:  # by segment number
     "The labels of the segments in a DICOM SEG. Raises `InputError` if it is none."
     path = Path(path)
-    return [s.label for s in _segments(_opened(path, pixels=False), path.name)]
+    with _readable(path.name):
+        return [s.label for s in _segments(_opened(path, pixels=False), path.name)]
 
 # %% ../nbs/04d_segments.ipynb #fff0b9a2
 def chosen_segments(
@@ -406,15 +429,12 @@ def _inflated(
     except (ValueError, IndexError, zlib.error) as e:
         raise InputError(f"{name}: its frames cannot be inflated ({type(e).__name__})") from None
 
-# %% ../nbs/04d_segments.ipynb #b13f9437
+# %% ../nbs/04d_segments.ipynb #162e906d
 def read_seg(
     path: Path | str,  # a DICOM SEG
     volume: Volume,  # the CT it belongs to
     *,
-    segment: str
-    | int
-    | Sequence[str | int]
-    | None = None,  # labels or numbers of segments to join; None: the lungs
+    segment: str | int | Sequence[str | int] | None = None,  # labels or numbers to join; None: the lungs
 ) -> Mask:  # on the volume's grid
     """Read segments of a DICOM SEG onto their volume's grid, each frame at its own place.
 
@@ -424,31 +444,37 @@ def read_seg(
     Source: DICOM PS3.3 C.8.20.2 (Segmentation Image), C.7.6.16 (Multi-frame Functional Groups).
     """
     path = Path(path)
-    ds = _opened(path)
-    numbers = {s.number for s in chosen_segments(_segments(ds, path.name), segment, path.name)}
+    with _readable(path.name):
+        return _read(_opened(path), path.name, volume, segment)
+
+
+def _read(
+    ds: Dataset,
+    name: str,
+    volume: Volume,
+    segment: str | int | Sequence[str | int] | None,
+) -> Mask:
+    "Segments of a SEG on a volume's grid."
+    numbers = {s.number for s in chosen_segments(_segments(ds, name), segment, name)}
     if not volume.spacing_known:
-        raise MaskError(f"{path.name}: the volume's geometry is unknown, so no frame can be placed on it")
+        raise MaskError(f"{name}: the volume's geometry is unknown, so no frame can be placed on it")
     mine, theirs = volume.provenance.get("FrameOfReferenceUID"), ds.get("FrameOfReferenceUID")
     if mine and theirs and str(mine) != str(theirs):
-        raise MaskError(f"{path.name}: FrameOfReferenceUID is not the volume's: it was drawn on another scan")
-    planes = planes_of(ds, path.name)
+        raise MaskError(f"{name}: FrameOfReferenceUID is not the volume's: it was drawn on another scan")
+    planes = planes_of(ds, name)
     known: dict[Plane, Slab] = {}  # segments share planes
     for i, plane in enumerate(planes, 1):
         if plane not in known:
-            known[plane] = slab(plane, volume, f"{path.name}: frame {i}")
+            known[plane] = slab(plane, volume, f"{name}: frame {i}")
     places = [known[plane] for plane in planes]
-    _check_step(ds, planes, places, volume, path.name)
-    label_map, wanted = (
-        ds.SOPClassUID == LABEL_MAP or ds.get("SegmentationType") == "LABELMAP",
-        range(len(planes)),
-    )
-    if not label_map:
-        wanted = [i for i in wanted if _segment_of(ds, i, path.name) in numbers]
-    limit = _limit(ds, path.name)
+    _check_step(ds, planes, places, volume, name)
+    label_map = ds.SOPClassUID == LABEL_MAP or ds.get("SegmentationType") == "LABELMAP"
+    wanted = [i for i in range(len(planes)) if label_map or _segment_of(ds, i, name) in numbers]
+    limit = _limit(ds, name)
     mask = np.zeros(volume.shape, bool)
-    for i, stored in zip(wanted, _frames(ds, wanted, path.name), strict=False):
+    for i, stored in zip(wanted, _frames(ds, wanted, name), strict=False):
         inside = np.isin(stored, list(numbers)) if label_map else stored > limit
-        put_frame(mask, inside, places[i], f"{path.name}: frame {i + 1}")
+        put_frame(mask, inside, places[i], f"{name}: frame {i + 1}")
     return mask
 
 
@@ -489,12 +515,20 @@ def segment_type(
     "The SNOMED code that a mask's name stands for, and a colour: orange on the left, blue on the right."
     return _TYPES.get(lung_part(name), (_TISSUE, (128, 174, 128)))
 
-# %% ../nbs/04d_segments.ipynb #c785af22
+# %% ../nbs/04d_segments.ipynb #9c02adba
 _EMPTY_IF_ABSENT = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber"),
     *("StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName"),
 )
 _NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID")
+
+
+def _is_a(kind: type[DA] | type[TM], value: Any) -> bool:
+    "Whether a value is a date or a time."
+    try:
+        return bool(kind(str(value or "")))
+    except ValueError:
+        return False
 
 
 def _ct_header(file: Path) -> Dataset | None:
@@ -513,6 +547,9 @@ def _ct_header(file: Path) -> Dataset | None:
             setattr(ds, keyword, "")
     if ds.PatientSex not in ("M", "F", "O"):
         ds.PatientSex = ""
+    for keyword, kind in (("PatientBirthDate", DA), ("StudyDate", DA), ("StudyTime", TM)):
+        if not _is_a(kind, ds[keyword].value):
+            ds[keyword].value = ""
     return ds
 
 
@@ -587,7 +624,7 @@ def _labelled(frames: Bool[np.ndarray, "segment frame row col"]) -> UInt8[np.nda
         labels[stack] = number
     return labels
 
-# %% ../nbs/04d_segments.ipynb #cd3acbf1
+# %% ../nbs/04d_segments.ipynb #48822fd2
 _CLAIMS = ("PatientIdentityRemoved", "DeidentificationMethod", "DeidentificationMethodCodeSequence")
 
 
@@ -601,8 +638,8 @@ def _when(ct: Dataset) -> tuple[str, str]:  # DA, TM
     "The CT's date and time; a date long ago if it has none."
     for kind in ("Content", "Acquisition", "Series", "Study"):
         date, time = str(ct.get(f"{kind}Date") or ""), str(ct.get(f"{kind}Time") or "")
-        if re.fullmatch(r"\d{8}", date):
-            return date, time if re.fullmatch(r"\d{6}(\.\d{1,6})?", time) else "000000"
+        if _is_a(DA, date):
+            return date, time if _is_a(TM, time) else "000000"
     return "19000101", "000000"
 
 
@@ -648,7 +685,72 @@ def _checked(masks: Mapping[str, Mask], volume: Volume) -> None:
     if not volume.spacing_known:
         raise GeometryError("volume: its geometry is unknown, so no segmentation can be written on it")
 
-# %% ../nbs/04d_segments.ipynb #e485d235
+# %% ../nbs/04d_segments.ipynb #cab4d620
+def _geometry(hd: Any, planes: Sequence[Plane], volume: Volume) -> dict[str, Any]:
+    "What tells highdicom that the frames have planes of their own."
+    step = volume.spacing_mm[0]
+    return {
+        "pixel_measures": hd.PixelMeasuresSequence(planes[0].spacing_mm, step, step),
+        "plane_orientation": hd.PlaneOrientationSequence("PATIENT", planes[0].orientation),
+        "plane_positions": [hd.PlanePositionSequence("PATIENT", plane.position_mm) for plane in planes],
+    }
+
+
+def _segmentation(
+    hd: Any,  # highdicom
+    headers: list[Dataset],  # of the CT
+    frames: Bool[np.ndarray, "segment frame down along"],
+    names: Sequence[str],  # of the segments
+    options: Mapping[str, Any],  # for highdicom
+) -> Dataset:
+    "The SEG that highdicom makes. Raises `SeriesError` if it cannot."
+    voxels = np.packbits(frames).tobytes()
+    keys = [__version__, *(ds.SOPInstanceUID for ds in headers), *names, str(options), str(frames.shape)]
+    date, time = _when(headers[0])
+    patient = headers[0].PatientName
+    headers[0].PatientName = None  # highdicom would print an odd name in a warning
+    try:
+        seg = hd.seg.Segmentation(
+            headers,
+            _labelled(frames),
+            "BINARY",
+            _descriptions(hd, names),
+            series_instance_uid=_uid("series", *keys, voxels),
+            series_number=int(headers[0].get("SeriesNumber") or 0) % 1_000_000 + 1000,
+            sop_instance_uid=_uid("image", *keys, voxels),
+            instance_number=1,
+            manufacturer="lungseg",
+            manufacturer_model_name="lungseg",
+            software_versions=__version__,
+            device_serial_number="0",
+            content_label="LUNGS",
+            content_description="Lung segmentation",
+            series_description="Lung segmentation",
+            content_date=date,
+            content_time=time,
+            specific_character_set="ISO_IR 192",
+            **options,
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as e:  # their text may quote a header
+        raise SeriesError(f"ct: no segmentation can be made from its headers ({type(e).__name__})") from None
+    seg.PatientName = patient
+    _settled(seg, headers[0])
+    return seg
+
+
+def _settled(seg: Dataset, ct: Dataset) -> None:
+    "Take over what the CT says of its de-identification, and leave no trace of the clock or of chance."
+    seg.InstanceCreationDate, seg.InstanceCreationTime = seg.ContentDate, seg.ContentTime
+    for used in seg.get("ContributingEquipmentSequence", ()):
+        used.pop("ContributionDateTime", None)
+    dimensions = _uid("dimensions", seg.SOPInstanceUID)
+    for item in [*seg.get("DimensionOrganizationSequence", ()), *seg.get("DimensionIndexSequence", ())]:
+        item.DimensionOrganizationUID = dimensions
+    for keyword in _CLAIMS:
+        if keyword in ct:
+            seg[keyword] = ct[keyword]
+
+# %% ../nbs/04d_segments.ipynb #52bb866c
 def write_seg(
     masks: Mapping[str, Mask],  # by segment label, e.g. {"Lung_L": ..., "Lung_R": ...}
     volume: Volume,  # the CT they belong to
@@ -668,7 +770,8 @@ def write_seg(
     if path.suffix.lower() != ".dcm":
         raise InputError(f"{path.name}: expected a name that ends in .dcm")
     _checked(masks, volume)
-    headers, planes = _ct_headers(ct, volume)
+    with _readable("ct"):
+        headers, planes = _ct_headers(ct, volume)
     mine, theirs = volume.provenance.get("FrameOfReferenceUID"), headers[0].FrameOfReferenceUID
     if mine and str(mine) != str(theirs):
         raise SeriesError("ct: FrameOfReferenceUID is not the volume's, expected the series it was read from")
@@ -676,63 +779,8 @@ def write_seg(
     if frames is None:
         planes = _own_planes(volume)
         frames, own = np.stack(list(masks.values())), _geometry(hd, planes, volume)
-    voxels = np.packbits(frames).tobytes()
-    keys = [__version__, *(ds.SOPInstanceUID for ds in headers), *masks, str(own), str(omit_empty_frames)]
-    date, time = _when(headers[0])
-    patient, headers[0].PatientName = (
-        headers[0].PatientName,
-        None,
-    )  # highdicom would print an odd name in a warning
-    try:
-        seg = hd.seg.Segmentation(
-            headers,
-            _labelled(frames),
-            "BINARY",
-            _descriptions(hd, list(masks)),
-            series_instance_uid=_uid("series", *keys, voxels),
-            series_number=int(headers[0].get("SeriesNumber") or 0) % 1_000_000 + 1000,
-            sop_instance_uid=_uid("image", *keys, voxels),
-            instance_number=1,
-            manufacturer="lungseg",
-            manufacturer_model_name="lungseg",
-            software_versions=__version__,
-            device_serial_number="0",
-            content_label="LUNGS",
-            content_description="Lung segmentation",
-            series_description="Lung segmentation",
-            content_date=date,
-            content_time=time,
-            specific_character_set="ISO_IR 192",
-            omit_empty_frames=omit_empty_frames and bool(frames.any()),
-            **own,
-        )
-    except (AttributeError, KeyError, TypeError, ValueError) as e:  # their text may quote a header
-        raise SeriesError(f"ct: no segmentation can be made from its headers ({type(e).__name__})") from e
-    seg.PatientName = patient
-    _settled(seg, headers[0])
-    with writing(path) as beside:
+    own["omit_empty_frames"] = omit_empty_frames and bool(frames.any())
+    with disable_value_validation(), writing(path) as beside:
+        seg = _segmentation(hd, headers, frames, list(masks), own)
         seg.save_as(beside, enforce_file_format=True)
     return path
-
-
-def _geometry(hd: Any, planes: Sequence[Plane], volume: Volume) -> dict[str, Any]:
-    "What tells highdicom that the frames have planes of their own."
-    step = volume.spacing_mm[0]
-    return {
-        "pixel_measures": hd.PixelMeasuresSequence(planes[0].spacing_mm, step, step),
-        "plane_orientation": hd.PlaneOrientationSequence("PATIENT", planes[0].orientation),
-        "plane_positions": [hd.PlanePositionSequence("PATIENT", plane.position_mm) for plane in planes],
-    }
-
-
-def _settled(seg: Dataset, ct: Dataset) -> None:
-    "Take over what the CT says of its de-identification, and leave no trace of the clock or of chance."
-    seg.InstanceCreationDate, seg.InstanceCreationTime = seg.ContentDate, seg.ContentTime
-    for used in seg.get("ContributingEquipmentSequence", ()):
-        used.pop("ContributionDateTime", None)
-    dimensions = _uid("dimensions", seg.SOPInstanceUID)
-    for item in [*seg.get("DimensionOrganizationSequence", ()), *seg.get("DimensionIndexSequence", ())]:
-        item.DimensionOrganizationUID = dimensions
-    for keyword in _CLAIMS:
-        if keyword in ct:
-            seg[keyword] = ct[keyword]

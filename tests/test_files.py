@@ -661,6 +661,30 @@ def test_npz_that_lies_or_runs_code_is_refused_in_one_line(tmp_path):
         assert str(tmp_path) not in str(raised.value)
 
 
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.nrrd", "a.seg.nrrd", "a.npz", "a.mha"])
+def test_spoiled_bytes_are_refused_and_never_a_crash(name, tmp_path):
+    v, path = AXIAL_VOLUME, tmp_path / name
+    if name.endswith(".mha"):
+        meta(path, v.array.tobytes())
+    elif name == "a.seg.nrrd":
+        layers_of_slicer(path, True)
+    else:
+        {"nii": write_nifti, ".gz": write_nifti, "rrd": write_nrrd, "npz": write_npz}[name[-3:]](v, path)
+    readers = {"nii": read_nifti, ".gz": read_nifti, "rrd": load_nrrd, "npz": read_npz, "mha": read_metaimage}
+    rng, whole, refused = np.random.default_rng(0), path.read_bytes(), 0
+    for _ in range(150):
+        data = bytearray(whole)
+        for at in rng.integers(0, min(len(data), 400), 3):
+            data[at] = rng.integers(256)
+        path.write_bytes(data[: int(rng.integers(1, 3 * len(data)))])
+        try:
+            readers[name[-3:]](path)
+        except LungsegError as e:
+            refused += 1
+            assert "\n" not in str(e) and str(tmp_path) not in str(e)
+    assert refused > 30
+
+
 def test_npz_keys_of_any_name_are_found_when_there_is_one_volume(tmp_path):
     v = AXIAL_VOLUME
     np.savez(tmp_path / "a.npz", patient=v.array, ids=np.arange(4), affine=v.affine)

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
+from pydicom.config import disable_value_validation
 from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
 from pydicom.sr.coding import Code
 from pydicom.uid import JPEGLSLossless, RLELossless
 from realdata import real
 
-from lungseg.core import GeometryError, InputError, MaskError, SeriesError
+from lungseg.core import GeometryError, InputError, LungsegError, MaskError, SeriesError
 from lungseg.phantom import write_series
 from lungseg.segments import (
     DEFLATED_FRAMES,
@@ -287,6 +288,32 @@ def test_an_odd_name_is_not_printed(tmp_path, recwarn, caplog, capfd):
     assert dcmread(tmp_path / "s.dcm").PatientName == "MUELLER"
     said = "".join(capfd.readouterr()) + caplog.text + "".join(str(w.message) for w in recwarn)
     assert "MUELLER" not in said
+
+
+def test_a_ct_with_values_that_break_the_rules_is_enough_and_none_is_printed(
+    tmp_path, recwarn, caplog, capfd
+):
+    wrong = {
+        "PatientID": "SECRET" * 20,
+        "AccessionNumber": "SECRET" * 9,
+        "StudyDate": "20201301",
+        "StudyTime": "SECRET",
+    }
+    wrong |= {
+        "PatientBirthDate": "SECRET",
+        "PatientSex": "SECRET",
+        "ContentDate": "2020-01-02",
+        "StudyID": "S" * 40,
+    }
+    with disable_value_validation():
+        files = write_ct(tmp_path / "ct", **wrong)
+        volume = read_dicom(files)
+    recwarn.clear(), caplog.clear(), capfd.readouterr()
+    path = write_seg(some_masks(), volume, tmp_path / "s.dcm", ct=files)
+    assert np.array_equal(read_seg(path, volume), both(some_masks()))
+    assert segment_names(path) == ["Lung_L", "Lung_R"]
+    said = "".join(capfd.readouterr()) + caplog.text + "".join(str(w.message) for w in recwarn)
+    assert "SECRET" not in said
 
 
 def test_one_slice_is_enough(tmp_path):
@@ -603,6 +630,22 @@ def test_what_is_no_seg_is_refused_in_one_line(ct, seg, volume, tmp_path):
             with pytest.raises(InputError, match=words) as raised:
                 call(path)
             assert "\n" not in str(raised.value) and str(tmp_path) not in str(raised.value)
+
+
+def test_spoiled_bytes_are_refused_and_never_a_crash(seg, volume, tmp_path):
+    rng, whole, refused = np.random.default_rng(0), seg.read_bytes(), 0
+    for _ in range(120):
+        data = bytearray(whole)
+        for at in rng.integers(132, len(data), 4):
+            data[at] = rng.integers(256)
+        cut = int(rng.integers(132, 2 * len(data)))
+        (tmp_path / "s.dcm").write_bytes(data[:cut])
+        try:
+            assert read_seg(tmp_path / "s.dcm", volume).shape == volume.shape
+        except LungsegError as e:
+            refused += 1
+            assert "\n" not in str(e) and str(tmp_path) not in str(e)
+    assert refused > 60
 
 
 def test_a_volume_of_unknown_geometry_takes_no_seg(seg, volume):
