@@ -149,7 +149,7 @@ def tags_of(
     "The tags of attributes."
     return frozenset(map(_tag, keywords))
 
-# %% ../nbs/02h_headers.ipynb #22bbf351
+# %% ../nbs/02h_headers.ipynb #978733ad
 _FIRST, _MORE = 1 << 13, 1 << 19  # bytes read at first, and at the second try
 _PLAIN = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 
@@ -204,17 +204,17 @@ def _lean(file: Path, data: bytes, wanted: Collection[int], size: int) -> RawHea
 
 def _parsed(file: Path, wanted: Collection[int]) -> RawHeader:
     "The same by pydicom."
+    by_encoding = {(True, True): ImplicitVRLittleEndian, (False, True): ExplicitVRLittleEndian}
     try:
         with file.open("rb") as f, quiet():
             ds = dcmread(f, stop_before_pixels=True, force=True, specific_tags=sorted(wanted))
             at, head, size = f.tell(), f.read(12), file.stat().st_size
+            syntax = ds.file_meta.get("TransferSyntaxUID") or by_encoding.get(ds.original_encoding, "")
+            kind, values = str(ds.file_meta.get("MediaStorageSOPClassUID", "")), _values(ds, wanted)
     except Exception as e:  # whatever a broken file provokes in the parser; its text may quote a value
         raise SeriesError(f"{file.name}: its header cannot be read ({type(e).__name__})") from None
-    by_encoding = {(True, True): ImplicitVRLittleEndian, (False, True): ExplicitVRLittleEndian}
-    syntax = ds.file_meta.get("TransferSyntaxUID") or by_encoding.get(ds.original_encoding, "")
+    values.setdefault(_tag("SOPClassUID"), kind.encode("latin-1", "replace"))
     implicit = syntax == ImplicitVRLittleEndian
-    values = _values(ds, wanted)
-    values.setdefault(_tag("SOPClassUID"), str(ds.file_meta.get("MediaStorageSOPClassUID", "")).encode())
     follows = head[:4] in (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10") and len(head) == 12
     if syntax not in _PLAIN or not follows:
         there = follows or syntax == DeflatedExplicitVRLittleEndian  # in deflated bytes nobody knows where

@@ -326,12 +326,18 @@ def _read(
                 done.update(fill(array[i], h, images))
     return array, [f"{what} in {n} slice{'s' * (n > 1)}" for what, n in done.items()]
 
-# %% ../nbs/04a_series.ipynb #d8484f73
+# %% ../nbs/04a_series.ipynb #ad8fa4c7
 def _doubts(stack: Stack) -> list[str]:
     "What one should know of a stack although it makes a volume."
     first, said = stack.headers[0], []
     if kinds := _unusual_units(stack):
         said.append(f"RescaleType is {', '.join(kinds)}, expected HU: the values may be no Hounsfield units")
+    for what in ("slope", "intercept"):
+        values = [getattr(h, what) for h in stack.headers]
+        if min(values) < max(values):
+            said.append(
+                f"Rescale{what.title()} differs between slices, from {min(values):g} to {max(values):g}"
+            )
     if any(h.facts.get("PhotometricInterpretation") == "MONOCHROME1" for h in stack.headers):
         said.append("PhotometricInterpretation is MONOCHROME1: meant to be shown inverted; HU are as stored")
     tilt = decimals(first.facts.get("GantryDetectorTilt", "").encode())

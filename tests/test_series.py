@@ -221,6 +221,7 @@ def test_slope_and_intercept_may_differ_in_each_slice(slope, intercept, tmp_path
         changed(file, RescaleSlope=slope + k / 8 * (slope != 1), RescaleIntercept=intercept + 3 * k)
     volume = read_dicom(tmp_path)
     assert np.array_equal(volume.array, reference(files))
+    assert volume.provenance["notes"][-1].startswith("RescaleIntercept differs between slices, from ")
     assert volume.provenance["RescaleIntercept"] == [intercept + 3 * k for k in range(4)]
 
 
@@ -643,6 +644,28 @@ def test_a_truncated_file_is_refused(cut, tmp_path):
     assert files[2].name in refused(tmp_path, LungsegError)
 
 
+def test_bytes_damaged_anywhere_in_a_header_are_an_error_or_move_no_voxel(tmp_path):
+    files = write_slices(tmp_path, [(0, 0, z) for z in (0, 2, 4, 6)])
+    whole, data, rng = read_dicom(tmp_path), files[1].read_bytes(), np.random.default_rng(9)
+    end, refusals = len(data) - 512 - 12, 0
+    for i in range(200):
+        broken, at = bytearray(data), int(rng.integers(128, end - 8))
+        if i % 2:
+            broken[at : at + 2] = rng.bytes(2)
+        else:
+            del broken[at : at + int(rng.integers(1, 9))]
+        files[1].write_bytes(broken)
+        try:
+            volume = read_dicom(tmp_path)
+        except LungsegError as e:
+            refusals += "\n" not in str(e)
+            continue
+        assert volume.shape == whole.shape and np.allclose(volume.affine, whole.affine)
+        rescaled = any("Rescale" in note for note in volume.provenance.get("notes", ()))
+        assert rescaled or np.array_equal(volume.array, whole.array)
+    assert refusals > 50
+
+
 def test_pixels_that_vanish_between_two_looks_are_an_error(tmp_path):
     file = write_slices(tmp_path, [(0, 0, 1)])[0]
     header = read_slice_headers(file)[0]
@@ -900,7 +923,7 @@ def test_localizer_frames_of_enhanced_ct_are_set_aside(tmp_path):
     hu = enhanced(tmp_path / "ct", change=first_is_scout)
     volume = read_dicom(tmp_path / "ct")
     assert np.array_equal(volume.array, hu[0, 1:])
-    assert volume.provenance["notes"] == ["1 localizer set aside"]
+    assert volume.provenance["notes"][-1] == "1 localizer set aside"
 
 
 # Real files
@@ -938,6 +961,14 @@ def test_two_kernels_in_one_folder_are_named_and_one_can_be_chosen():
     assert "\n" not in str(raised.value)
     assert {read_dicom(folder, series=n).shape[0] for n in (1, 2)} == {6, 30}
     assert read_dicom(folder, series="thickest axial lung series").shape[0] == 30
+
+
+def test_a_head_is_no_lung_series_and_a_small_chest_is_one():
+    assert read_dicom(real("cip-ct64"), series="thickest axial lung series").shape[0] == 79
+    with pytest.raises(
+        SeriesError, match="no CT series that is axial and holds lung; there is 1: 1: 8 slices"
+    ):
+        read_dicom(real("dicom-robustness") / "gantry-tilt-ge", series="thickest axial lung series")
 
 
 def test_gantry_tilt_ge_is_refused_with_steps_and_angle_and_mended_on_demand():
