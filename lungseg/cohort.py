@@ -8,7 +8,8 @@ __all__ = ['MOST_LABELS', 'NOTES', 'KINDS', 'MOST_ML', 'LEAST_ML', 'LEAST_SHARE'
            'npz_shapes', 'is_note', 'find_cases', 'new_names', 'relocate', 'oddities', 'fingerprint', 'checksum',
            'store_case', 'build_store', 'Stored', 'Store', 'problems', 'class_balance']
 
-# %% ../nbs/07_cohort.ipynb #8b77fe15
+# %% ../nbs/07_cohort.ipynb #00676519
+import mmap
 import os
 import re
 import shutil
@@ -128,7 +129,7 @@ class Found:
         lines = [f"{self.kind}: {len(self.cases)} cases, {len(self.held)} held back", *map(str, self.held)]
         return "\n".join([*lines, *(f"{p} (used)" for p in self.noted)])
 
-# %% ../nbs/07_cohort.ipynb #0b0f0866
+# %% ../nbs/07_cohort.ipynb #85512564
 _MASK_WORD = re.compile(r"(^|[_\-. ])(masks?|segs?|segmentations?|labels?|lungs?|lungmask)$", re.IGNORECASE)
 _ARRAYS = re.compile(r"(\.nii(\.gz)?|\.npz|\.nrrd|\.nhdr|\.mha|\.mhd)$", re.IGNORECASE)
 _IMAGE_KEYS = {
@@ -141,7 +142,9 @@ _IMAGE_KEYS = {
     "img",
 }  # of npz; `data` and `arr_0` may be either
 _PICTURES = re.compile(rf"({'|'.join(map(re.escape, PICTURE_SUFFIXES))})$", re.IGNORECASE)
-_PLAIN_NAMES = {"ct", "image", "img", "volume", "scan", "hu", "chest"}
+_PLAIN_NAMES = {"ct", "image", "imaging", "img", "im", "data", "volume", "vol", "scan", "hu", "chest"}
+_ROLES = "ct|images?|img|volume|vol|scan|masks?|segs?|segmentations?|labels?|lungs?|lungmask"
+_ROLE = re.compile(rf"^({_ROLES})[_\-. ]+(?=.)|(?<=.)[_\-. ]+({_ROLES}|0000)$", re.IGNORECASE)
 MOST_LABELS = 64  # different values in a mask
 
 
@@ -169,6 +172,13 @@ class _MaskFile:
 def _stem(path: Path) -> str:
     "A file's or a folder's name without suffixes and without a word such as `_seg`."
     return _MASK_WORD.sub("", _PICTURES.sub("", _ARRAYS.sub("", path.name)))
+
+
+def _core(name: str) -> str:
+    "What is left of a name without the words that say whether it is the image or the mask."
+    while (less := _ROLE.sub("", name)) != name:
+        name = less
+    return name.casefold()
 
 
 def _says_mask(path: Path, data: Path) -> bool:
@@ -390,7 +400,7 @@ def _by_case(data: Path, ct: Sequence[Series]) -> dict[str, list[Series]]:
         by_case = {last[name]: several for name, several in by_case.items()}
     return by_case
 
-# %% ../nbs/07_cohort.ipynb #2d65f7b5
+# %% ../nbs/07_cohort.ipynb #d9152c3c
 KINDS = ("arrays", "SEG", "RTSTRUCT", "pictures")  # of masks, in the order in which they are preferred
 
 
@@ -398,13 +408,13 @@ def _claims(image: _Image, masks: Sequence[_MaskFile], data: Path) -> list[_Mask
     "The masks that an image's name or place claims, by the first rule that claims any."
     name, own, folder = image.name.casefold(), image.files[0], image.files[0].parent
 
-    def named(mask: _MaskFile) -> bool:
-        whole = mask.files[0].parent if len(mask.files) > 1 else mask.files[0]
-        return _stem(whole).casefold() == name
+    def stem(mask: _MaskFile) -> str:
+        return _stem(mask.files[0].parent if len(mask.files) > 1 else mask.files[0])
 
     rules = (
         lambda m: m.files[0] == own,
-        named,
+        lambda m: stem(m).casefold() == name,
+        lambda m: stem(m) and _core(stem(m)) == _core(name),
         lambda m: name in (part.casefold() for part in m.files[0].relative_to(data).parent.parts),
         lambda m: m.files[0].parent == folder != data,
     )
@@ -932,7 +942,7 @@ def _emptied(store: Path, keep: set[str]) -> None:
         if path.name not in keep and (path / "case.json").is_file() and (path / "hu.npy").is_file():
             shutil.rmtree(path)
 
-# %% ../nbs/07_cohort.ipynb #90e3c8d7
+# %% ../nbs/07_cohort.ipynb #5bfdf12a
 _OWN = (
     "affine",
     "shape",
@@ -963,6 +973,28 @@ class Stored:
     def volume(self) -> Volume:
         "The case's CT as a `Volume`, still memory-mapped."
         return Volume(self.hu, self.affine, {k: v for k, v in self.meta.items() if k not in _OWN})
+
+    def plane(
+        self,
+        index: int,  # of the slice, from 0; negative ones count from the head
+    ) -> tuple[Int16[np.ndarray, "row col"], Bool[np.ndarray, "row col"] | None]:
+        "One slice and its mask, copied. Raises `IndexError` if there is no such slice."
+        index = range(len(self.hu))[index]
+        several = [a for a in (self.hu, self.mask) if a is not None]
+        for array in several:
+            _ask_for(array, index)
+        hu, *mask = (np.array(a[index]) for a in several)
+        return hu, mask[0] if mask else None
+
+
+def _ask_for(array: np.ndarray, index: int) -> None:
+    "Tell the kernel which pages are wanted next. Left to itself it reads one, or megabytes around it, as it is set."
+    mapped = getattr(array, "_mmap", None)
+    if mapped is None or not hasattr(mmap, "MADV_WILLNEED"):
+        return
+    start = array.offset % mmap.ALLOCATIONGRANULARITY + index * array.strides[0]
+    page = start - start % mmap.PAGESIZE
+    mapped.madvise(mmap.MADV_WILLNEED, page, start + array.strides[0] - page)
 
 
 class Store:

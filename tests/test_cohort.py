@@ -29,8 +29,9 @@ from lungseg.cohort import (
 from lungseg.core import CohortError, InputError
 from lungseg.deidentify import deidentify
 from lungseg.phantom import draw_phantom, write_cohort, write_phantom, write_rtstruct
+from lungseg.reading import read_volume
 from lungseg.splits import split_patients
-from lungseg.volume import Volume, read_volume
+from lungseg.volume import Volume
 
 
 @pytest.fixture(scope="module")
@@ -314,6 +315,35 @@ def test_volumes_and_masks_are_told_apart_by_content(chest, tmp_path, suffix):
     found = find_cases(tmp_path)
     assert len(found.cases) == 3 and not found.held
     assert [c.mask.name for c in found.cases if c.name == "Case_1"] == [f"b{suffix}"]
+
+
+@pytest.mark.parametrize(
+    "image, mask",
+    [
+        ("imagesTr/lung_{}_0000", "labelsTr/lung_{}"),  # nnU-Net
+        ("imagesTr/lung_{}", "labelsTr/lung_{}"),  # Medical Segmentation Decathlon
+        ("volume-{}", "segmentation-{}"),  # LiTS
+        ("case_{}/imaging", "case_{}/segmentation"),  # KiTS
+        ("{}/data", "{}/label"),  # StructSeg
+        ("P{}_CT", "P{}_lung_mask"),
+    ],
+)
+def test_layouts_of_public_collections_are_paired(chest, tmp_path, image, mask):
+    from lungseg.files import save_nifti
+
+    _, volume, lungs = chest
+    for i in range(3):
+        save_nifti(volume.array, volume.affine, tmp_path / f"{image.format(i)}.nii.gz")
+        save_nifti(lungs.astype(np.int16), volume.affine, tmp_path / f"{mask.format(i)}.nii.gz")
+    found = find_cases(tmp_path)
+    assert not found.held and len({c.patient for c in found.cases}) == 3
+    for case in found.cases:
+        told = (
+            p.relative_to(tmp_path).as_posix().removesuffix("_0000.nii.gz")
+            for p in (case.image[0], case.mask)
+        )
+        digits = [[c for c in words if c in "012"][-1] for words in told]
+        assert digits[0] == digits[1]
 
 
 @pytest.mark.parametrize("key, is_image", [("arr_0", False), ("data", True), ("ct", True), ("lungs", False)])
