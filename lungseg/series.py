@@ -41,7 +41,7 @@ from lungseg.frames import (
 from .headers import header_of, raw_header
 from .volume import Volume
 
-# %% ../nbs/04a_series.ipynb #9ada969d
+# %% ../nbs/04a_series.ipynb #563007a5
 TOLERANCE_MM = 0.1  # positions are often rounded to 0.1 mm: two roundings of half of that
 
 
@@ -51,9 +51,7 @@ class Stack:
 
     headers: tuple[SliceHeader, ...]
     place: Float[np.ndarray, "n"]  # mm along the normal, ascending
-    aside: Float[
-        np.ndarray, "n 2"
-    ]  # mm down a column and along a row, from where the normal of the first slice runs
+    aside: Float[np.ndarray, "n 2"]  # mm down and along, off the normal through the first slice
     axes: Float[np.ndarray, "3 3"]  # unit vectors: normal, down a column, along a row
 
     @property
@@ -72,7 +70,10 @@ class Stack:
 def in_order(
     headers: Sequence[SliceHeader],  # the slices of one series, in any order
 ) -> Stack:
-    "Order slices along their normal. Raises `GeometryError` if they differ in size, spacing, orientation or frame of reference."
+    """Order slices along their normal.
+
+    Raises `GeometryError` if they differ in size, spacing, orientation or frame of reference.
+    """
     if not headers:
         raise SeriesError("no slices, expected at least one")
     first = headers[0]
@@ -96,11 +97,11 @@ def in_order(
     aside = (positions - positions[0]) @ axes[1:].T
     return Stack(tuple(headers[i] for i in order), positions @ axes[0], aside, axes)
 
-# %% ../nbs/04a_series.ipynb #874e4d0d
+# %% ../nbs/04a_series.ipynb #f8705b18
 def irregular(
     stack: Stack,
 ) -> list[str]:  # what keeps it from being a regular grid, in words; empty if it is one
-    "Say what is wrong with a stack. Raises `GeometryError` if two slices lie at one place, which nothing can mend."
+    "Say what is wrong with a stack. Raises `GeometryError` if two slices lie at one place: nothing mends that."
     place, names = stack.place, [h.name for h in stack.headers]
     if len(place) == 1:
         return []
@@ -168,7 +169,7 @@ def _affine(stack: Stack, step: float) -> Affine:
     affine[:3, 3] = first.position_mm
     return affine
 
-# %% ../nbs/04a_series.ipynb #b04bd403
+# %% ../nbs/04a_series.ipynb #6cdc85dd
 T = TypeVar("T")
 
 
@@ -216,9 +217,7 @@ def _planned(
 def straightened(
     array: HU,  # the slices of the stack, in its order
     stack: Stack,
-) -> tuple[
-    Int16[np.ndarray, "k r c"], Affine, list[str]
-]:  # on a regular grid; indices to mm, LPS; what was done
+) -> tuple[Int16[np.ndarray, "k r c"], Affine, list[str]]:  # regular; indices to mm, LPS; what was done
     "Resample a stack onto a regular grid. Raises `GeometryError` if too much would have to be made up."
     from scipy import ndimage
 
