@@ -8,7 +8,7 @@ __all__ = ['MOST_LABELS', 'NOTES', 'KINDS', 'MOST_ML', 'LEAST_ML', 'LEAST_SHARE'
            'npz_shapes', 'is_note', 'find_cases', 'new_names', 'relocate', 'oddities', 'fingerprint', 'checksum',
            'store_case', 'build_store', 'Stored', 'Store', 'problems', 'class_balance']
 
-# %% ../nbs/07_cohort.ipynb #00676519
+# %% ../nbs/07_cohort.ipynb #39268ff2
 import mmap
 import os
 import re
@@ -34,14 +34,8 @@ from .core import pool, progress, read_json, write_json
 from .dicom import Series, case_names, list_series, read_header
 from .files import load_metaimage, load_nrrd, npz_arrays, nrrd_segments
 from .masks import NOT_MASKS, USUAL_KEYS, read_mask
-from lungseg.pictures import (
-    PICTURE_SUFFIXES,
-    Values,
-    find_pairs,
-    natural_key,
-    read_mask_pictures,
-    read_pictures,
-)
+from .pictures import PICTURE_SUFFIXES, Values, find_pairs, natural_key
+from .pictures import read_mask_pictures, read_pictures
 from .reading import read_volume
 from .series import _chosen, series_in
 from .volume import Volume, lps_axes, oriented, reordered
