@@ -26,6 +26,7 @@ from lungseg.decoders import (
     decoder_table,
     jpeg2000_stream,
     jpeg_stream,
+    pixel_form,
     stored_frames,
     stored_series,
 )
@@ -463,3 +464,19 @@ def test_streams_say_their_size():
         for read in (jpeg_stream, jpeg2000_stream):
             with pytest.raises(ValueError):
                 read(junk)
+
+
+def test_pixels_that_are_not_where_they_were_said_are_an_error(tmp_path):
+    uid = UID["JPEG-LS Lossless"]
+    ds = image(uid, [packed(uid)])
+    ds.file_meta.MediaStorageSOPClassUID, ds.file_meta.MediaStorageSOPInstanceUID = uids.CTImageStorage, "1.2"
+    file = tmp_path / "a.dcm"
+    ds.save_as(file, enforce_file_format=True)
+    with file.open("rb") as f:
+        place = pixel_form(dcmread(f, stop_before_pixels=True), "a.dcm"), f.tell()
+    assert np.array_equal(stored_frames(file, place=place)[0], RAMP)
+    with pytest.raises(SeriesError, match=r"^a\.dcm: PixelData is not where it should be"):
+        stored_frames(file, place=(place[0], place[1] + 2))
+    file.write_bytes(file.read_bytes()[: place[1] + 60])
+    with pytest.raises(SeriesError, match=r"^a\.dcm: PixelData"):
+        stored_frames(file, place=place)
