@@ -31,7 +31,8 @@ class WithNotebooks(build_py):
                 shutil.copyfile(source, project / relative)
 
 
-report = listed("report_requirements")
+extras = {name: listed(f"{name}_requirements") for name in ("dicom", "fetch", "report")}
+extras["dev"] = sum(extras.values(), listed("dev_requirements"))
 setup(
     name=cfg["lib_name"],
     version=cfg["version"],
@@ -45,7 +46,7 @@ setup(
     package_data={"lungseg": ["static/*", "recipes/*", "tables/*"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=listed("requirements"),
-    extras_require={"report": report, "dev": report + listed("dev_requirements")},
+    extras_require=extras,
     cmdclass={"build_py": WithNotebooks},
     entry_points={
         "console_scripts": ["lungseg=lungseg.cli:main"],

@@ -8,9 +8,11 @@ import pytest
 
 from lungseg.core import InputError, LungsegError, MaskError
 from lungseg.isolate import threshold_lungs
-from lungseg.masks import ORDERS, npz_mask, on_grid, place_mask, read_mask, sides, write_mask
+from lungseg.masks import ORDERS, npz_mask, place_mask, read_mask, sides, write_mask
 from lungseg.phantom import LABELS, draw_phantom
-from lungseg.volume import Volume, read_volume, reordered, save_nifti
+from lungseg.files import save_nifti
+from lungseg.reading import read_volume
+from lungseg.volume import Volume, on_grid, reordered
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

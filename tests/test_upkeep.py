@@ -93,7 +93,7 @@ def test_notebooks_are_clean(fresh):
 def test_every_dependency_has_its_line_in_the_readme():
     config = ConfigParser(delimiters=["="])
     config.read(ROOT / "settings.ini", encoding="utf-8")
-    keys = ("requirements", "report_requirements", "dev_requirements")
+    keys = [key for key in config["DEFAULT"] if key.endswith("requirements")]
     wanted = [re.split(r"[<>=~\[]", line)[0] for key in keys for line in config["DEFAULT"][key].split()]
     readme = (ROOT / "README.md").read_text(encoding="utf-8").lower()
     assert [name for name in wanted if name.lower() not in readme] == []

@@ -1,131 +1,185 @@
-"""Volumes against outside judges: SimpleITK, nibabel, and real CT where it is at hand."""
+"""The value: turned, compared, cropped, resampled and measured without losing its place."""
 
-import nibabel as nib
+from itertools import permutations, product
+
 import numpy as np
 import pytest
-from pydicom import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from lungseg.core import InputError, SeriesError
+from lungseg.core import GeometryError, InputError, MaskError
+from lungseg.phantom import LABELS, draw_phantom
 from lungseg.volume import (
-    SliceHeader,
     Volume,
+    axes_onto,
+    body_box,
+    box_around,
     crop,
-    lps_axes,
+    on_grid,
+    onto,
     oriented,
-    read_volume,
-    regular_grid,
+    reordered,
+    reordered_affine,
     resample,
-    write_nifti,
+    towards,
+    uncropped,
+    volume_ml,
 )
 
-
-def assert_as_simpleitk(volume: Volume, image) -> None:
-    """The same voxels at the same places as a SimpleITK image, to 1e-4 mm per corner."""
-    sitk = pytest.importorskip("SimpleITK")
-    assert np.array_equal(sitk.GetArrayFromImage(image), volume.array)
-    last = np.array(volume.shape) - 1
-    for corner in np.ndindex(2, 2, 2):
-        index = [int(i) for i in last * corner]
-        there = image.TransformIndexToPhysicalPoint(index[::-1])
-        assert np.allclose(volume.index_to_mm(index), there, atol=1e-3)
-    assert np.allclose(volume.spacing_mm, image.GetSpacing()[::-1], atol=1e-4)
-    direction = volume.affine[:3, [2, 1, 0]] / np.array(volume.spacing_mm)[::-1]
-    assert np.allclose(direction.ravel(), image.GetDirection(), atol=1e-4)
-
-
-def headers(n: int, orientation, step: float = 2.5, start=(-20.0, 30.0, 100.0)) -> list[SliceHeader]:
-    along, down = np.reshape(orientation, (2, 3))
-    normal = np.cross(along, down)
-    return [
-        SliceHeader(
-            name=f"{i}.dcm",
-            series="1.2",
-            shape=(5, 7),
-            position_mm=tuple(np.asarray(start) + i * step * normal),
-            orientation=tuple(orientation),
-            spacing_mm=(0.8, 0.6),
-            slope=1.0,
-            intercept=0.0,
-            tags={},
-            source=Dataset(),
-        )
-        for i in range(n)
-    ]
-
-
 TURN = np.deg2rad(17)
-ORIENTATIONS = {
-    "head first, supine": (1, 0, 0, 0, 1, 0),
-    "head first, prone": (-1, 0, 0, 0, -1, 0),
-    "feet first, supine": (-1, 0, 0, 0, 1, 0),
-    "coronal": (1, 0, 0, 0, 0, -1),
-    "sagittal": (0, 1, 0, 0, 0, -1),
-    "oblique": (np.cos(TURN), np.sin(TURN), 0, -np.sin(TURN), np.cos(TURN), 0),
-}
+TURNED = np.array([[np.cos(TURN), -np.sin(TURN), 0], [np.sin(TURN), np.cos(TURN), 0], [0, 0, 1]])
+CODES = ["".join(c) for order in permutations(("LR", "PA", "SI")) for c in product(*order)]
 
 
-@pytest.mark.parametrize("name", ORIENTATIONS)
-def test_every_orientation_has_the_affine_of_the_standard(name):
-    stack = headers(4, ORIENTATIONS[name])
-    ordered, affine = regular_grid(stack[::-1])
-    assert [h.name for h in ordered] == [h.name for h in stack]
-    along, down = np.reshape(ORIENTATIONS[name], (2, 3))
-    for i, row, col in ((0, 0, 0), (3, 4, 6), (1, 2, 5)):
-        expected = np.array(stack[i].position_mm) + along * 0.6 * col + down * 0.8 * row  # PS3.3 C.7.6.2.1-1
-        assert np.allclose((affine @ [i, row, col, 1])[:3], expected)
+def marked(shape=(5, 6, 7), turn=TURNED) -> Volume:
+    "Every voxel has a value of its own, on an oblique grid."
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ np.array([[0, 0, 0.7], [0, 0.9, 0], [2.5, 0, 0]])
+    affine[:3, 3] = (-20, 30, 100)
+    return Volume(np.arange(np.prod(shape), dtype=np.int16).reshape(shape), affine)
 
 
-@pytest.mark.parametrize("name", ORIENTATIONS)
-def test_nifti_is_read_by_nibabel_and_simpleitk_with_the_same_geometry(name, tmp_path):
-    sitk = pytest.importorskip("SimpleITK")
-    _, affine = regular_grid(headers(4, ORIENTATIONS[name]))
-    array = np.random.default_rng(0).integers(-1024, 3000, (4, 5, 7)).astype(np.int16)
-    volume = Volume(array, affine)
-    path = write_nifti(volume, tmp_path / "ct.nii.gz")
-    assert_as_simpleitk(volume, sitk.ReadImage(str(path)))
-    image = nib.load(path)
-    assert np.array_equal(np.asarray(image.dataobj), array.transpose(2, 1, 0))
-    for index in ((0, 0, 0), (3, 4, 6)):
-        x, y, z = volume.index_to_mm(index)
-        assert np.allclose(image.affine @ [*index[::-1], 1], [-x, -y, z, 1], atol=1e-3)
-    again = read_volume(path)
-    assert np.array_equal(again.array, array)
-    assert np.allclose(again.affine, affine, atol=1e-4)
+def there(one: Volume, other: Volume, index) -> tuple:
+    "The voxel of one volume that lies where another's does."
+    return tuple(np.rint(one.mm_to_index(other.index_to_mm(index))).astype(int))
 
 
-@pytest.mark.parametrize("name", ORIENTATIONS)
-def test_orienting_moves_no_voxel(name):
-    _, affine = regular_grid(headers(4, ORIENTATIONS[name]))
-    array = np.arange(4 * 5 * 7, dtype=np.int16).reshape(4, 5, 7)
-    volume, turned = Volume(array, affine), oriented(Volume(array, affine))
-    assert lps_axes(turned.affine) == ((0, 1, 2), ())
-    for index in ((0, 0, 0), (3, 4, 6), (1, 2, 5)):
-        there = np.rint(turned.mm_to_index(volume.index_to_mm(index))).astype(int)
-        assert turned.array[tuple(there)] == array[index]
+@pytest.fixture(scope="module")
+def chest():
+    return draw_phantom(seed=2, size=96, slices=30)
 
 
-def test_cropping_and_resampling_commute_with_places():
-    rng = np.random.default_rng(1)
-    _, affine = regular_grid(headers(9, ORIENTATIONS["oblique"]))
-    smooth = np.add.outer(np.add.outer(np.arange(9) * 7, np.arange(5) * 11), np.arange(7) * 13).astype(
-        np.int16
+@pytest.mark.parametrize("code", CODES)
+def test_every_order_of_axes_keeps_every_voxel_in_its_place(code):
+    volume = marked()
+    turned = oriented(volume, code)
+    for index in ((0, 0, 0), (4, 5, 6), (1, 3, 2)):
+        assert turned.array[there(turned, volume, index)] == volume.array[index]
+    directions = {"L": (0, 1), "R": (0, -1), "P": (1, 1), "A": (1, -1), "S": (2, 1), "I": (2, -1)}
+    for letter, axis in zip(code, (2, 1, 0), strict=True):
+        world, sign = directions[letter]
+        step = turned.affine[:3, axis]
+        assert np.argmax(np.abs(step)) == world and np.sign(step[world]) == sign
+    assert np.array_equal(oriented(turned).array, oriented(volume).array)
+
+
+@pytest.mark.parametrize("code", ["LP", "LPSA", "LLS", "LPX", "LRS", ""])
+def test_a_code_that_is_none_is_refused(code):
+    with pytest.raises(InputError, match="expected one letter each"):
+        towards(np.eye(4), code)
+
+
+@given(
+    order=st.permutations([0, 1, 2]),
+    flips=st.sets(st.sampled_from([0, 1, 2])),
+    angle=st.floats(-0.6, 0.6),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_rearranged_array_is_recognised_on_its_grid(order, flips, angle):
+    turn = np.array([[np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]])
+    volume = marked(turn=turn)
+    flips = tuple(sorted(flips))
+    other = reordered(volume.array, order, flips)
+    affine = reordered_affine(volume.affine, order, flips, volume.shape)
+    assert np.array_equal(on_grid(other, affine, volume), volume.array)
+    assert axes_onto(volume.affine, volume.affine) == ((0, 1, 2), ())
+
+
+@pytest.mark.parametrize("change", ["shift", "spacing", "turn", "shear"])
+def test_another_grid_is_refused_and_says_how_far_off(change):
+    volume = marked()
+    affine = volume.affine.copy()
+    if change == "shift":
+        affine[:3, 3] += affine[:3, 2] * 0.06
+    elif change == "spacing":
+        affine[:3, 0] *= 1.02
+    elif change == "turn":
+        affine[:3, :3] = np.array([[1, -0.02, 0], [0.02, 1, 0], [0, 0, 1]]) @ affine[:3, :3]
+    else:
+        affine[1, 0] += 0.1
+    with pytest.raises(MaskError, match=r"lies on another grid.*voxels off"):
+        on_grid(volume.array, affine, volume)
+
+
+def test_onto_is_the_same_as_looking_up_the_places(chest):
+    whole = Volume(chest.hu, chest.affine)
+    target = resample(crop(oriented(whole, "RAS"), (slice(3, 20), slice(5, 60), slice(9, 70))), (7.0, 5.0, 4.0))
+    sampled = onto(whole, target, order=0)
+    places = np.stack(np.meshgrid(*map(np.arange, target.shape), indexing="ij"), axis=-1)
+    index = np.rint(whole.mm_to_index(target.index_to_mm(places))).astype(int)
+    inside = ((index >= 0) & (index < whole.shape)).all(axis=-1)
+    expected = np.full(target.shape, -1024, np.int16)
+    expected[inside] = whole.array[tuple(index[inside].T)]
+    assert (sampled.array == expected).mean() > 0.999  # ties between two voxels may fall either way
+    smooth = onto(whole, target, order=1)
+    assert np.abs(smooth.array.astype(float) - expected)[inside].mean() < 60
+
+
+def test_a_coarser_volume_is_smoothed_unless_told_not_to():
+    stripes = np.zeros((4, 4, 64), np.int16)
+    stripes[..., ::2] = 1000
+    volume = Volume(stripes, np.eye(4)[[2, 1, 0, 3]])
+    smooth = resample(volume, (1, 1, 4)).array[..., 2:-2]
+    assert np.ptp(smooth) < 100 < np.ptp(resample(volume, (1, 1, 3), antialias=False).array)
+
+
+@pytest.mark.parametrize("order", [0, 1, 3])
+def test_resampling_keeps_faces_and_places(order):
+    volume = marked((8, 8, 8))
+    fine = resample(volume, tuple(s / 2 for s in volume.spacing_mm), order=order)
+    assert fine.shape == (16, 16, 16)
+    for corner in ((-0.5, -0.5, -0.5), (7.5, 7.5, 7.5)):
+        outer = np.where(np.array(corner) < 0, -0.5, 15.5)
+        assert np.allclose(fine.index_to_mm(outer), volume.index_to_mm(corner))
+    if order == 0:
+        assert np.array_equal(fine.array, volume.array.repeat(2, 0).repeat(2, 1).repeat(2, 2))
+
+
+@given(data=st.data())
+@settings(max_examples=30, deadline=None)
+def test_cropping_and_back_keeps_voxels_and_places(data):
+    volume = marked()
+    box = tuple(
+        slice(a := data.draw(st.integers(0, n - 1)), data.draw(st.integers(a + 1, n))) for n in volume.shape
     )
-    volume = Volume(smooth, affine)
-    fine = resample(volume, (1.25, 0.4, 0.3))
-    inside = rng.uniform([1, 1, 1], [7, 3, 5], (50, 3))
-    at = np.rint(fine.mm_to_index(volume.index_to_mm(inside))).astype(int)
-    there = volume.mm_to_index(fine.index_to_mm(at))
-    assert np.abs(fine.array[tuple(at.T)] - there @ [7, 11, 13]).max() <= 1
-    part = crop(volume, (slice(2, 6), slice(1, 4), slice(0, 7)))
-    assert np.allclose(part.index_to_mm((1, 1, 1)), volume.index_to_mm((3, 2, 1)))
+    small = crop(volume, box)
+    first = tuple(b.start for b in box)
+    assert np.allclose(small.index_to_mm((0, 0, 0)), volume.index_to_mm(first))
+    whole = uncropped(small.array, box, volume.shape, fill=-1024)
+    assert np.array_equal(whole[box], volume.array[box]) and (whole == -1024).sum() == whole.size - small.array.size
 
 
-def test_what_is_no_volume_is_refused_in_one_line(tmp_path):
-    (tmp_path / "notes.txt").write_text("not a scan")
-    (tmp_path / "broken.npz").write_bytes(b"PK not a zip")
-    (tmp_path / "broken.nii.gz").write_bytes(b"\x1f\x8b no")
-    for name in (".", "notes.txt", "broken.npz", "broken.nii.gz", "absent", "absent.npz", "absent.nii"):
-        with pytest.raises((InputError, SeriesError)) as raised:
-            read_volume(tmp_path / name)
-        assert "\n" not in str(raised.value)
-        assert str(tmp_path) not in str(raised.value)
+@pytest.mark.parametrize("code", ["LPS", "RAI", "SPL"])
+def test_the_body_is_boxed_without_its_couch(chest, code):
+    volume = oriented(Volume(chest.hu, chest.affine), code)
+    labels = oriented(Volume(chest.labels.astype(np.int16), chest.affine), code).array
+    found, drawn = body_box(volume), box_around(labels > 0)
+    for got, wanted, mm in zip(found, drawn, volume.spacing_mm, strict=True):
+        assert abs(got.start - wanted.start) * mm < 12 and abs(got.stop - wanted.stop) * mm < 12
+
+
+def test_a_box_of_nothing_is_the_whole_volume():
+    air = Volume(np.full((4, 16, 16), -1000, np.int16), np.eye(4))
+    assert body_box(air) == (slice(0, 4), slice(0, 16), slice(0, 16))
+
+
+def test_millilitres_do_not_depend_on_how_the_array_lies(chest):
+    lungs = np.isin(chest.labels, [LABELS["lung_left"], LABELS["lung_right"]])
+    volume = Volume(chest.hu, chest.affine)
+    expected = lungs.sum() * np.prod(volume.spacing_mm) / 1000
+    for code in ("LPS", "RAS", "SLA"):
+        turned = oriented(volume, code)
+        there = oriented(Volume(lungs.astype(np.int16), chest.affine), code).array
+        assert volume_ml(there, turned) == pytest.approx(expected)
+    unknown = Volume(chest.hu, chest.affine, {"spacing_known": False})
+    assert np.isnan(volume_ml(lungs, unknown))
+    with pytest.raises(GeometryError, match="unknown"):
+        onto(unknown, volume)
+
+
+def test_a_volume_shows_itself_with_its_numbers():
+    volume = marked()
+    assert "5 × 6 × 7 voxels 2.5 × 0.9 × 0.7 mm" in repr(volume) and "HU" in repr(volume)
+    grey = Volume(volume.array, volume.affine, {"hu_known": False, "spacing_known": False})
+    assert "of unknown size" in repr(grey) and "grey" in repr(grey)
+    assert volume._repr_html_().startswith("<figure>") and repr(volume) in volume._repr_html_()
