@@ -9,7 +9,7 @@ __all__ = ['LUNG_WORDS', 'LEFT_WORDS', 'RIGHT_WORDS', 'LETTERS', 'FILLERS', 'LEV
            'edge_points', 'between', 'stacked_planes', 'ContourWarning', 'Roi', 'roi_names', 'read_rois',
            'rtstruct_mask', 'read_rtstruct', 'outlines', 'write_rtstruct']
 
-# %% ../nbs/04c_contours.ipynb #7eb7a872
+# %% ../nbs/04c_contours.ipynb #bd6155d8
 import re
 import unicodedata
 import warnings
@@ -29,7 +29,7 @@ from pydicom.config import disable_value_validation
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import FileMetaDataset
 from pydicom.tag import Tag
-from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage, generate_uid
+from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage, generate_uid
 from pydicom.valuerep import PersonName
 
 from .core import InputError, Mask, MaskError, SeriesError, writing
@@ -765,7 +765,7 @@ def read_rtstruct(
         warnings.warn(words, ContourWarning, stacklevel=2)
     return mask
 
-# %% ../nbs/04c_contours.ipynb #a016cc82
+# %% ../nbs/04c_contours.ipynb #ebea3eca
 LEVEL = 0.51  # 0 at a centre outside, 1 at a centre inside
 
 
@@ -792,7 +792,9 @@ def _bridged(
     )  # the leftmost point; nothing of the hole is left of it
     hole = np.roll(hole, -tip, axis=0)
     here, after = hole[:2]
-    start = here + (after - here) * (0.25 / abs(after[0] - here[0]))  # between two rows of centres
+    start = here + (after - here) * (
+        0.008 / abs(after[0] - here[0])
+    )  # beside a row of centres, and rounded to it
     row, col = start
     a, b = outer, np.roll(outer, -1, axis=0)
     meets = (np.minimum(a[:, 0], b[:, 0]) <= row) & (row < np.maximum(a[:, 0], b[:, 0]))
@@ -983,7 +985,7 @@ def _contours_of(
             contours.append(_contour(points, on, len(contours) + 1))
     return contours
 
-# %% ../nbs/04c_contours.ipynb #114b9c6f
+# %% ../nbs/04c_contours.ipynb #70ba41b9
 def _header(ct: Dataset) -> Dataset:
     "A new structure set of the CT's patient and study, without ROIs."
     ds, now = Dataset(), datetime.now()
@@ -995,7 +997,7 @@ def _header(ct: Dataset) -> Dataset:
         elif keyword in MAY_BE_EMPTY:
             setattr(ds, keyword, "")
     ds.file_meta = FileMetaDataset()
-    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
     ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = RTStructureSetStorage
     ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = generate_uid(prefix=None)
     ds.SeriesInstanceUID, ds.Modality, ds.SeriesNumber = generate_uid(prefix=None), "RTSTRUCT", 100

@@ -522,6 +522,7 @@ def test_contours_outside_are_said_and_those_inside_are_right(drawn, plain):
     assert not mask[4:].any()
 
 
+@pytest.mark.filterwarnings("ignore::lungseg.contours.ContourWarning")
 def test_all_outside_is_empty_if_the_frame_is_proved_and_an_error_if_not(drawn, plain):
     _, volume, _ = plain
     path = drawn(("Lungs", [(z, DISC) for z in range(40, 44)]))
@@ -667,6 +668,18 @@ def test_numbers_fit_their_field_and_every_contour_names_its_slice(plain):
     assert len(ds.ROIContourSequence[0].ROIDisplayColor) == 3
 
 
+def test_a_polygon_of_very_many_points_fits_its_field(tmp_path):
+    files, volume = stack(tmp_path / "ct", 3, (150, 150))
+    mask = np.random.default_rng(0).random(volume.shape) < 0.85
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        path = write_rtstruct({"Lungs": mask}, volume, tmp_path / "rs.dcm", ct=files)
+    assert max(len(c) for c in read_rois(path)[0].contours) > 65_534 / 3 / 9
+    element = dcmread(path).ROIContourSequence[0].ContourSequence[0]["ContourData"]
+    assert element.VR == "DS"
+    assert np.array_equal(quiet(path, volume), mask)
+
+
 def test_the_patient_is_the_cts_and_nothing_more(plain, tmp_path):
     files, volume, _ = plain
     for file in files:
@@ -803,6 +816,7 @@ def test_the_real_body_is_on_its_slice_as_matplotlib_sees_it(breast):
     assert 40_000 < body.sum() < 41_000
 
 
+@pytest.mark.filterwarnings("ignore::lungseg.contours.ContourWarning")
 def test_the_real_left_lung_is_not_on_that_slice(breast):
     path, volume = breast
     assert len(read_rois(path, "Lt Lung")[0].contours) == 165
