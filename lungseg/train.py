@@ -9,7 +9,7 @@ __all__ = ['OPTIMISERS', 'PRECISIONS', 'HISTORY', 'START_ANEW', 'IN_MEMORY', 'Ne
            'Progress', 'save_checkpoint', 'load_checkpoint', 'check_split', 'data_hashes', 'validate', 'train',
            'train_epoch', 'describe_run']
 
-# %% ../nbs/12_train.ipynb #388b2360
+# %% ../nbs/12_train.ipynb #ed5ec992
 import csv
 import json
 import math
@@ -40,6 +40,7 @@ from .core import CohortError, ModelError, progress, read_json, writing, write_j
 from .losses import CombinedLoss
 from .metrics import Counts
 from .slices import Augmentation, Preparation, SliceDataset, augment, batches, epoch_order, generator
+from .splits import check_leaks
 from .unet import UNet, count_parameters
 
 if TYPE_CHECKING:
@@ -410,12 +411,12 @@ def load_checkpoint(
     state.history[:] = kept["history"]
     return True
 
-# %% ../nbs/12_train.ipynb #8a47bb8e
+# %% ../nbs/12_train.ipynb #89a6d7a8
 def check_split(
     store: Store,
     split: Mapping[str, Sequence[str]],  # part → cases
 ) -> dict[str, list[str]]:  # with "train", "validation" and "test" present
-    "A split that can be trained on. Raises `CohortError` if it is empty, names strangers, or has a case in two parts."
+    "A split that can be trained on. Raises `CohortError` if it is empty, names strangers, or has somebody in two parts."
     parts = {part: list(split.get(part, [])) for part in ("train", "validation", "test")}
     if unknown := set(split) - set(parts):
         raise CohortError(f"split: expected the parts {', '.join(parts)}, got {', '.join(sorted(unknown))}")
@@ -426,6 +427,7 @@ def check_split(
         raise CohortError(f"split: {', '.join(strangers)} not in the store")
     if not parts["train"]:
         raise CohortError("split: expected at least one case to train on, got none")
+    check_leaks(store, parts)
     return parts
 
 
