@@ -41,7 +41,7 @@ from lungseg.frames import (
 from .headers import header_of, raw_header
 from .volume import Volume
 
-# %% ../nbs/04a_series.ipynb #563007a5
+# %% ../nbs/04a_series.ipynb #768fff04
 TOLERANCE_MM = 0.1  # positions are often rounded to 0.1 mm: two roundings of half of that
 
 
@@ -60,6 +60,20 @@ class Stack:
         if len(self.place) > 1:
             return float(self.place[-1] - self.place[0]) / (len(self.place) - 1)
         return float(self.headers[0].tags.get("SliceThickness") or 1)
+
+    @property
+    def axis(self) -> int:
+        "The patient axis that the normal is nearest to: 0 for x, 1 for y, 2 for z."
+        return int(np.abs(self.axes[0]).argmax())
+
+    @property
+    def at_mm(self) -> Float[np.ndarray, "n"]:
+        "Where each slice begins on that axis, as its header says: what messages name."
+        return np.array([h.position_mm[self.axis] for h in self.headers], float)
+
+    def between(self, i: int, j: int) -> str:
+        "Where two slices lie, in words."
+        return f"between {self.at_mm[i]:g} and {self.at_mm[j]:g} mm along {'xyz'[self.axis]}"
 
     @property
     def tolerance_mm(self) -> float:
@@ -97,7 +111,7 @@ def in_order(
     aside = (positions - positions[0]) @ axes[1:].T
     return Stack(tuple(headers[i] for i in order), positions @ axes[0], aside, axes)
 
-# %% ../nbs/04a_series.ipynb #f8705b18
+# %% ../nbs/04a_series.ipynb #178ede44
 def irregular(
     stack: Stack,
 ) -> list[str]:  # what keeps it from being a regular grid, in words; empty if it is one
@@ -109,31 +123,35 @@ def irregular(
     if (same := steps < 1e-3).any():
         i, n = int(np.argmax(same)), int(same.sum())
         raise GeometryError(
-            f"{n} slice{'s' * (n > 1)} at a place already taken, first at {place[i]:g} mm: {names[i]}, {names[i + 1]}"
+            f"{n} slice{'s' * (n > 1)} at a place already taken, first at {stack.at_mm[i]:g} mm along "
+            f"{'xyz'[stack.axis]}: {names[i]}, {names[i + 1]}"
         )
     if np.abs(place - np.linspace(place[0], place[-1], len(place))).max() > stack.tolerance_mm:
-        wrong.append(_uneven(place, steps, stack.tolerance_mm))
+        wrong.append(_uneven(stack, steps))
     if (shift := float(np.linalg.norm(stack.aside, axis=1).max())) > stack.tolerance_mm:
         angle = tilt_degrees(stack)
         wrong.append(
-            f"slices are shifted sideways by up to {shift:.4g} mm between {place[0]:g} and {place[-1]:g} mm"
+            f"slices are shifted sideways by up to {shift:.4g} mm {stack.between(0, -1)}"
             + (f" (gantry tilt of {angle:.3g}°)" if angle else ", unevenly")
         )
     return wrong
 
 
-def _uneven(place: Float[np.ndarray, "n"], steps: Float[np.ndarray, "m"], tolerance: float) -> str:
-    usual = float(np.median(steps))
+def _uneven(
+    stack: Stack,
+    steps: Float[np.ndarray, "m"],  # mm
+) -> str:
+    usual, tolerance = float(np.median(steps)), stack.tolerance_mm
     whole = np.maximum(np.rint(steps / usual), 1)
     gaps = np.flatnonzero(whole > 1)
     if len(gaps) and np.abs(steps - whole * usual).max() <= tolerance:
         n = int(whole[gaps].sum()) - len(gaps)
-        where = ", ".join(f"between {place[i]:g} and {place[i + 1]:g} mm" for i in gaps[:4])
+        where = ", ".join(stack.between(i, i + 1) for i in gaps[:4].tolist())
         return f"{n} missing slice{'s' * (n > 1)} (step {usual:g} mm), {where}{', …' * (len(gaps) > 4)}"
     i = int(np.argmax(np.abs(steps - usual)))
     return (
         f"uneven steps of {steps.min():.4g} to {steps.max():.4g} mm (tolerance {tolerance:.2g} mm), "
-        f"worst between {place[i]:g} and {place[i + 1]:g} mm"
+        f"worst {stack.between(i, i + 1)}"
     )
 
 
@@ -169,7 +187,7 @@ def _affine(stack: Stack, step: float) -> Affine:
     affine[:3, 3] = first.position_mm
     return affine
 
-# %% ../nbs/04a_series.ipynb #6cdc85dd
+# %% ../nbs/04a_series.ipynb #0ae34c94
 T = TypeVar("T")
 
 
@@ -204,8 +222,8 @@ def _planned(
     if bare.max() > WIDEST_GAP_MM or bare.sum() > MOST_MISSING * (place[-1] - place[0]):
         i = int(bare.argmax())
         raise GeometryError(
-            f"{'; '.join(wrong)}: {bare.sum():.4g} mm lie in no slice, {bare[i]:.4g} mm of them between {place[i]:g} and "
-            f"{place[i + 1]:g} mm; expected at most {WIDEST_GAP_MM:g} mm in one place and "
+            f"{'; '.join(wrong)}: {bare.sum():.4g} mm lie in no slice, {bare[i]:.4g} mm of them "
+            f"{stack.between(i, i + 1)}; expected at most {WIDEST_GAP_MM:g} mm in one place and "
             f"{MOST_MISSING:.0%} of the stack to interpolate"
         )
     even = np.linspace(place[0], place[-1], len(place))
@@ -252,7 +270,7 @@ def straightened(
         else:
             share = (target - stack.place[i]) / (stack.place[i + 1] - stack.place[i])
             out[k] = np.rint((1 - share) * moved(i) + share * moved(i + 1))
-            filled.append(target)
+            filled.append(float(np.interp(target, stack.place, stack.at_mm)))
     step = (targets[-1] - targets[0]) / (len(targets) - 1)
     affine = _affine(stack, step)
     affine[:3, 3] += stack.axes[1:].T @ (low * stack.headers[0].spacing_mm)

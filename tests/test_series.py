@@ -502,7 +502,7 @@ def test_a_thickness_that_is_none_is_not_believed(thickness, tmp_path):
 
 def test_a_folder_named_like_a_number_is_still_named(tmp_path):
     write_slices(tmp_path / "1", [(0, 0, z) for z in (0, 2, 4, 8, 10)])
-    refused(tmp_path / "1", GeometryError, r"^1: 1 missing slice \(step 2 mm\), between 4 and 8 mm$")
+    refused(tmp_path / "1", GeometryError, r"^1: 1 missing slice \(step 2 mm\), between 4 and 8 mm along z$")
 
 
 def test_series_are_listed_in_words_by_their_number(tmp_path):
@@ -726,7 +726,7 @@ def test_missing_slices_are_said_and_filled(tmp_path):
     z = [2.5 * i for i in range(34) if i not in (9, 20)]
     files = scanned(tmp_path, [(-47, -47, v) for v in z], SliceThickness=2.5)
     said = refused(tmp_path, GeometryError, "2 missing slices")
-    assert "step 2.5 mm" in said and "between 20 and 25 mm, between 47.5 and 52.5 mm" in said
+    assert "step 2.5 mm" in said and "between 20 and 25 mm along z, between 47.5 and 52.5 mm along z" in said
     volume = read_dicom(tmp_path, correct=True)
     assert volume.shape[0] == 34 and volume.spacing_mm[0] == pytest.approx(2.5)
     whole = np.delete(volume.array, (9, 20), axis=0)
@@ -735,6 +735,16 @@ def test_missing_slices_are_said_and_filled(tmp_path):
     assert np.abs(volume.array[9] - neighbours).max() <= 0.5
     assert_true_to_the_landmarks(volume)
     assert "interpolated between their neighbours, at 22.5, 50 mm" in volume.provenance["corrected"][1]
+
+
+def test_messages_name_places_as_the_headers_do_however_the_patient_lay(tmp_path):
+    feet_first = (-1, 0, 0, 0, 1, 0)  # its normal points to the feet
+    write_slices(tmp_path / "a", [(0, 0, z) for z in (0, 2, 4, 8, 10, 12)], orientation=feet_first)
+    refused(tmp_path / "a", GeometryError, "1 missing slice .step 2 mm., between 8 and 4 mm along z")
+    write_slices(tmp_path / "b", [(x, 0, 0) for x in (0, 2, 4, 8, 10)], orientation=(0, 1, 0, 0, 0, -1))
+    refused(tmp_path / "b", GeometryError, "1 missing slice .step 2 mm., between 8 and 4 mm along x")
+    scanned(tmp_path / "c", [(-47, -47, 2.5 * i) for i in range(30) if i != 9], SliceThickness=2.5)
+    assert read_dicom(tmp_path / "c", correct=True).provenance["corrected"][1].endswith("at 22.5 mm")
 
 
 def test_uneven_steps_are_said_and_resampled(tmp_path):
