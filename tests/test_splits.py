@@ -370,3 +370,13 @@ def test_a_folder_that_is_divided_keeps_its_parts():
         meta["part"] = ("train", "train", "validation", "test", "train", "test")[i]
     assert given_split(store)["test"] == ["Case_003", "Case_005"]
     assert chosen_split(store, "given")[0] == given_split(store)
+
+
+def test_training_refuses_a_split_that_leaks():
+    from lungseg.train import check_split
+
+    store = cohort(6, 0, repeats=1)
+    with pytest.raises(CohortError, match="the same patient"):
+        check_split(store, {"train": ["Case_000", "Case_001"], "test": ["Case_006"]})
+    split = split_patients(store)
+    assert check_split(store, split) == split
