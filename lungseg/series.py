@@ -319,7 +319,15 @@ def _by_what(a: SliceHeader, b: SliceHeader) -> str:
     differ = [k for k in ("ConvolutionKernel", *APART) if a.facts.get(k) != b.facts.get(k)]
     return f", as do {', '.join(dict.fromkeys(differ))}" if differ else ""
 
-# %% ../nbs/04a_series.ipynb #a7b36402
+# %% ../nbs/04a_series.ipynb #539c0e30
+def _busy() -> bool:
+    "Whether other work keeps all cores: then a second process to decode with costs more than it brings."
+    try:
+        return os.getloadavg()[0] > (os.cpu_count() or 1) + 0.5
+    except (AttributeError, OSError):  # Windows does not say
+        return False
+
+
 def _read(
     stack: Sequence[SliceHeader],  # in order
 ) -> tuple[HU, list[str]]:  # and what was done, in words
@@ -330,7 +338,9 @@ def _read(
         files[id(h.source) if isinstance(h.source, Dataset) else h.source].append((i, h))
     groups = list(files.values())
     encoded = [g[0][1].source for g in groups if g[0][1].offset is None and isinstance(g[0][1].source, Path)]
-    with closing(stored_series(encoded)) as decoded:  # in the order in which they are wanted
+    with closing(
+        stored_series(encoded, workers=1 if _busy() else None)
+    ) as decoded:  # in the order of `groups`
         for group in _slowly(groups, "Reading slices", "file"):
             first, images = group[0][1], None
             if first.offset is None:
