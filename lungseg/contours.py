@@ -35,7 +35,7 @@ from pydicom.valuerep import PersonName
 from .core import InputError, Mask, MaskError, SeriesError, writing
 from .volume import Volume
 
-# %% ../nbs/04c_contours.ipynb #29e10789
+# %% ../nbs/04c_contours.ipynb #efe33d12
 LUNG_WORDS = frozenset(
     "lung lungs lunge lungen lungenflugel long longen lunga lungor lunger pulmo pulmon pulmones pulmao pulmoes "
     "poumon poumons polmone polmoni pluco pluca plice keuhko keuhkot tudo tudok akciger akcigerler plaman plamani "
@@ -124,7 +124,7 @@ def lung_part(
         return None
     return "left" if left and not right else "right" if right and not left else "both"
 
-# %% ../nbs/04c_contours.ipynb #d5b9999c
+# %% ../nbs/04c_contours.ipynb #e7b9d89f
 _LOBES_OF = {"left": ("LUL", "LLL"), "right": ("RUL", "RML", "RLL")}
 
 
@@ -208,7 +208,7 @@ def _listed(names: Iterable[str]) -> str:
         else "none"
     )
 
-# %% ../nbs/04c_contours.ipynb #9aefc25b
+# %% ../nbs/04c_contours.ipynb #b85887ef
 ON_PATH_MM = 0.006  # a centre this near lies on the path: coordinates are often rounded to 0.01 mm
 
 Points = Float[np.ndarray, "_ 2"]  # row and column indices, not rounded
@@ -277,7 +277,7 @@ def on_path(
         found.append(pair if axis == 0 else pair[:, ::-1])
     return np.concatenate(found)
 
-# %% ../nbs/04c_contours.ipynb #a78054b3
+# %% ../nbs/04c_contours.ipynb #321c3c5d
 INSIDE = 0.95  # share of a polygon's centres in another one
 
 
@@ -328,7 +328,7 @@ def _united(
         for n in dict.fromkeys(group)
     ]
 
-# %% ../nbs/04c_contours.ipynb #650357e6
+# %% ../nbs/04c_contours.ipynb #c2ca293d
 SAME_PLACE_MM = (
     0.2  # planes this near are one: positions are rounded, and headers disagree in the second decimal
 )
@@ -412,7 +412,7 @@ def stacked_planes(
             mask[i] = planes[nearest]
     return mask
 
-# %% ../nbs/04c_contours.ipynb #ee57f330
+# %% ../nbs/04c_contours.ipynb #4b0b28c1
 class ContourWarning(UserWarning):
     "Something in a structure set that is not in the mask, and why."
 
@@ -504,10 +504,8 @@ def _triplets(
     if not np.isfinite(numbers).all():
         raise MaskError(f"{where}: ContourData is not finite, expected numbers in mm")
     points = numbers.reshape(-1, 3)
-    if len(points) < 3:
-        raise MaskError(
-            f"{where}: ContourData has {len(points)} points, expected at least 3 for a closed contour"
-        )
+    if not len(points):
+        raise MaskError(f"{where}: ContourData has 0 points, expected at least 3 for a closed contour")
     try:
         stated = (
             int(contour.NumberOfContourPoints)
@@ -557,7 +555,10 @@ def _roi(
         for k in kinds
         if k not in CLOSED
     )
-    return Roi(number, name, own, tuple(points), "CLOSEDPLANAR_XOR" in kinds, ignored)
+    closed = tuple(p for p in points if len(p) >= 3)
+    if specks := len(points) - len(closed):
+        ignored["of one or two points"] = specks
+    return Roi(number, name, own, closed, "CLOSEDPLANAR_XOR" in kinds, ignored)
 
 
 def read_rois(
@@ -609,7 +610,7 @@ def _frame(ds: Dataset) -> str:
     frames = {str(item.get("FrameOfReferenceUID") or "").strip() for item in items}
     return frames.pop() if len(frames) == 1 else str(ds.get("FrameOfReferenceUID") or "").strip()
 
-# %% ../nbs/04c_contours.ipynb #d02343fa
+# %% ../nbs/04c_contours.ipynb #808b7953
 def _flat_axis(
     contours: Sequence[Points3],  # voxel indices
     step_mm: Float[np.ndarray, "3"],  # between neighbouring planes of each axis
@@ -765,7 +766,7 @@ def read_rtstruct(
         warnings.warn(words, ContourWarning, stacklevel=2)
     return mask
 
-# %% ../nbs/04c_contours.ipynb #ebea3eca
+# %% ../nbs/04c_contours.ipynb #ee1e6c6a
 LEVEL = 0.51  # 0 at a centre outside, 1 at a centre inside
 
 
@@ -827,7 +828,7 @@ def outlines(
         polygons.append(polygon)
     return polygons
 
-# %% ../nbs/04c_contours.ipynb #0667bc5f
+# %% ../nbs/04c_contours.ipynb #4ec32877
 FROM_CT = (  # patient and study, as the CT has them
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "PatientIdentityRemoved"),
     *(
@@ -985,7 +986,7 @@ def _contours_of(
             contours.append(_contour(points, on, len(contours) + 1))
     return contours
 
-# %% ../nbs/04c_contours.ipynb #70ba41b9
+# %% ../nbs/04c_contours.ipynb #d841c672
 def _header(ct: Dataset) -> Dataset:
     "A new structure set of the CT's patient and study, without ROIs."
     ds, now = Dataset(), datetime.now()

@@ -535,8 +535,6 @@ def test_all_outside_is_empty_if_the_frame_is_proved_and_an_error_if_not(drawn, 
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        ([1, 2, 3, 4, 5, 6], "ContourData has 2 points, expected at least 3"),
-        ([1, 2, 3], "ContourData has 1 points, expected at least 3"),
         ([1, 2, 3, 4, 5, 6, 7, 8, 9, 10], "ContourData has 10 numbers, expected triples"),
         ([], "ContourData has 0 points"),
         (None, "ContourData has 0 points"),
@@ -558,6 +556,15 @@ def test_an_impossible_contour_is_named(data, words, drawn, plain):
     assert str(raised.value).startswith("rs.dcm: ROI 2 (Lungs), contour 2: ") and words in str(raised.value)
     assert "\n" not in str(raised.value)
     assert read_rtstruct(path, plain[1], roi="Heart").any()  # an ROI that nobody asked for does no harm
+
+
+@pytest.mark.parametrize("points", [1, 2])
+def test_a_speck_of_one_or_two_points_is_passed_over_and_said(points, drawn, plain):
+    "Some programs write them for single voxels; they enclose no area."
+    speck = contour(plain[1].index_to_mm(np.array([[3.0, 9, 9 + i] for i in range(points)])))
+    with pytest.warns(ContourWarning, match="1 of one or two points"):
+        mask = read_rtstruct(drawn(("Lungs", [(3, DISC), speck])), plain[1])
+    assert np.array_equal(mask, read_rtstruct(drawn(("Lungs", [(3, DISC)])), plain[1]))
 
 
 def test_a_wrong_number_of_points_is_an_error(drawn, plain):
