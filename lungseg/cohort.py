@@ -936,7 +936,7 @@ def _emptied(store: Path, keep: set[str]) -> None:
         if path.name not in keep and (path / "case.json").is_file() and (path / "hu.npy").is_file():
             shutil.rmtree(path)
 
-# %% ../nbs/07_cohort.ipynb #5bfdf12a
+# %% ../nbs/07_cohort.ipynb #132ead07
 _OWN = (
     "affine",
     "shape",
@@ -971,14 +971,16 @@ class Stored:
     def plane(
         self,
         index: int,  # of the slice, from 0; negative ones count from the head
+        *,
+        mask: bool = True,  # the mask as well
     ) -> tuple[Int16[np.ndarray, "row col"], Bool[np.ndarray, "row col"] | None]:
         "One slice and its mask, copied. Raises `IndexError` if there is no such slice."
         index = range(len(self.hu))[index]
-        several = [a for a in (self.hu, self.mask) if a is not None]
+        several = [self.hu] + ([self.mask] if mask and self.mask is not None else [])
         for array in several:
             _ask_for(array, index)
-        hu, *mask = (np.array(a[index]) for a in several)
-        return hu, mask[0] if mask else None
+        hu, *masks = (np.array(a[index]) for a in several)
+        return hu, masks[0] if masks else None
 
 
 def _ask_for(array: np.ndarray, index: int) -> None:
