@@ -29,7 +29,7 @@ from .elements import quiet
 from .headers import RawHeader, header_of, raw_header, tags_of
 from .volume import hounsfield
 
-# %% ../nbs/04a_frames.ipynb #98581e9d
+# %% ../nbs/04a_frames.ipynb #8415e3c8
 @dataclass(frozen=True)
 class Stored:
     "How the pixels of a slice are stored."
@@ -41,6 +41,7 @@ class Stored:
     padding: tuple[int, int] | None = (
         None  # lowest and highest stored value that mean: nothing was measured here
     )
+    syntax: str = ""  # `TransferSyntaxUID`
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ def _whole(header: RawHeader, keyword: str, default: int | None = None) -> int:
 
 _TAGS = {keyword_for_tag(tag): tag for tag in WANTED}
 
-# %% ../nbs/04a_frames.ipynb #a670f135
+# %% ../nbs/04a_frames.ipynb #e3ff22fc
 @lru_cache
 def _perpendicular(orientation: tuple[float, ...]) -> bool:
     along, down = np.reshape(orientation, (2, 3))
@@ -173,9 +174,13 @@ def _perpendicular(orientation: tuple[float, ...]) -> bool:
 
 
 @lru_cache
-def _stored(allocated: int, used: int, high: int, signed: bool, padding: bytes, limit: bytes) -> Stored:
+def _stored(
+    allocated: int, used: int, high: int, signed: bool, padding: bytes, limit: bytes, syntax: str
+) -> Stored:
     ends = [int.from_bytes(raw[:2], "little", signed=signed) for raw in (padding, limit or padding)]
-    return Stored(allocated, used, high, signed, (min(ends), max(ends)) if len(padding) >= 2 else None)
+    return Stored(
+        allocated, used, high, signed, (min(ends), max(ends)) if len(padding) >= 2 else None, syntax
+    )
 
 
 def _slice_header(
@@ -238,6 +243,7 @@ def _slice_header(
             bool(_whole(header, "PixelRepresentation", 0)),
             values.get(_TAGS["PixelPaddingValue"], b""),
             values.get(_TAGS["PixelPaddingRangeLimit"], b""),
+            header.syntax,
         ),
         frame,
         {k: header.text(k) for k in FACTS if _TAGS[k] in values},

@@ -7,7 +7,7 @@ __all__ = ['TOLERANCE_MM', 'T', 'WIDEST_GAP_MM', 'MOST_MISSING', 'STEEPEST_DEGRE
            'tilt_degrees', 'regular_grid', 'straightened', 'stacked', 'volume_from_slices', 'CTSeries', 'holds_lung',
            'choose', 'series_in', 'read_dicom']
 
-# %% ../nbs/04a_series.ipynb #8416a8fc
+# %% ../nbs/04a_series.ipynb #7f5a33b0
 import math
 import os
 from collections import Counter, defaultdict
@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import Float, Int16
 from pydicom import Dataset
+from pydicom.uid import JPEGLSTransferSyntaxes
 
 from .core import HU, Affine, GeometryError, InputError, LungsegError, SeriesError, progress
 from .decoders import stored_frames, stored_series
@@ -319,13 +320,16 @@ def _by_what(a: SliceHeader, b: SliceHeader) -> str:
     differ = [k for k in ("ConvolutionKernel", *APART) if a.facts.get(k) != b.facts.get(k)]
     return f", as do {', '.join(dict.fromkeys(differ))}" if differ else ""
 
-# %% ../nbs/04a_series.ipynb #539c0e30
-def _busy() -> bool:
-    "Whether other work keeps all cores: then a second process to decode with costs more than it brings."
+# %% ../nbs/04a_series.ipynb #51c7114a
+def _workers(
+    first: SliceHeader,
+) -> int | None:  # processes to decode with; None: as many as bring something
+    "One where all cores have other work, or where decoding is hardly slower than handing pixels over (JPEG-LS)."
     try:
-        return os.getloadavg()[0] > (os.cpu_count() or 1) + 0.5
+        busy = os.getloadavg()[0] > (os.cpu_count() or 1) + 0.5
     except (AttributeError, OSError):  # Windows does not say
-        return False
+        busy = False
+    return 1 if busy or first.stored.syntax in JPEGLSTransferSyntaxes else None
 
 
 def _read(
@@ -338,9 +342,7 @@ def _read(
         files[id(h.source) if isinstance(h.source, Dataset) else h.source].append((i, h))
     groups = list(files.values())
     encoded = [g[0][1].source for g in groups if g[0][1].offset is None and isinstance(g[0][1].source, Path)]
-    with closing(
-        stored_series(encoded, workers=1 if _busy() else None)
-    ) as decoded:  # in the order of `groups`
+    with closing(stored_series(encoded, workers=_workers(stack[0]))) as decoded:  # in the order of `groups`
         for group in _slowly(groups, "Reading slices", "file"):
             first, images = group[0][1], None
             if first.offset is None:
