@@ -36,7 +36,7 @@ def hounsfield(
     hu = np.rint(stored * float(slope) + float(intercept))
     return np.clip(hu, lowest, highest).astype(np.int16)
 
-# %% ../nbs/04_volume.ipynb #f129a910
+# %% ../nbs/04_volume.ipynb #30401279
 @dataclass(frozen=True, eq=False, repr=False)
 class Volume:
     "CT numbers on a regular grid in the patient."
@@ -77,7 +77,7 @@ class Volume:
 
     @property
     def hu_known(self) -> bool:
-        "False if the array stands for grey values of pictures, which were never Hounsfield units."
+        "False if the source does not say that its values are Hounsfield units: grey pictures, another `RescaleType`."
         return bool(self.provenance.get("hu_known", True))
 
     def index_to_mm(self, index: Num[np.ndarray, "*n 3"] | Sequence) -> Float[np.ndarray, "*n 3"]:
@@ -95,7 +95,7 @@ class Volume:
             if self.spacing_known
             else "of unknown size"
         )
-        unit = "HU" if self.hu_known else "grey, laid over the lung's range of HU"
+        unit = "HU" if self.hu_known else "(not known to be HU)"
         return f"Volume({size} voxels {mm}, {self.array.min()} to {self.array.max()} {unit})"
 
     def _repr_png_(self) -> bytes:

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from lungseg.core import InputError, LungsegError, MaskError
+from lungseg.files import save_nifti
 from lungseg.isolate import threshold_lungs
 from lungseg.masks import ORDERS, npz_mask, place_mask, read_mask, sides, write_mask
 from lungseg.phantom import LABELS, draw_phantom
-from lungseg.files import save_nifti
 from lungseg.reading import read_volume
 from lungseg.volume import Volume, on_grid, reordered
 

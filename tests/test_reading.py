@@ -94,7 +94,9 @@ def test_one_volume_among_other_files_needs_no_name(phantom, tmp_path):
         read_volume(tmp_path / "empty")
 
 
-@pytest.mark.parametrize("name", ["ct.nii.gz", "ct.nrrd", "ct.npz", "ct.mha", "IM0001", "slice.png", "sent.zip"])
+@pytest.mark.parametrize(
+    "name", ["ct.nii.gz", "ct.nrrd", "ct.npz", "ct.mha", "IM0001", "slice.png", "sent.zip"]
+)
 def test_rubbish_under_any_name_is_one_line_that_names_it(name, tmp_path):
     (tmp_path / name).write_bytes(b"\x00nothing of the kind" * 40)
     with pytest.raises(LungsegError, match=f"^{name.split('.')[0]}") as caught:
@@ -146,12 +148,20 @@ def test_a_cohort_of_contours_alone_is_converted_to_every_format(phantom, tmp_pa
     volume = read_volume(tmp_path / "in" / "p1" / "ct")
     expected = read_mask(tmp_path / "in" / "p1" / "rt" / "contours.dcm", volume)
     assert expected.any()
-    names = {"nii": "lungs.nii.gz", "nrrd": "lungs.nrrd", "npz": "lungs.npz", "seg": "lungs.seg.dcm", "png": "lungs"}
+    names = {
+        "nii": "lungs.nii.gz",
+        "nrrd": "lungs.nrrd",
+        "npz": "lungs.npz",
+        "seg": "lungs.seg.dcm",
+        "png": "lungs",
+    }
     for format, name in names.items():
         status, said = run("convert", tmp_path / "in", tmp_path / format, "--format", format, "--workers", 1)
         assert status == 0, said
         file = tmp_path / format / "p1" / name
-        assert np.array_equal(read_mask(file / "masks" if format == "png" else file, volume), expected), format
+        assert np.array_equal(read_mask(file / "masks" if format == "png" else file, volume), expected), (
+            format
+        )
 
 
 def test_several_series_are_listed_and_one_is_chosen(tmp_path):

@@ -103,7 +103,9 @@ def test_another_grid_is_refused_and_says_how_far_off(change):
 
 def test_onto_is_the_same_as_looking_up_the_places(chest):
     whole = Volume(chest.hu, chest.affine)
-    target = resample(crop(oriented(whole, "RAS"), (slice(3, 20), slice(5, 60), slice(9, 70))), (7.0, 5.0, 4.0))
+    target = resample(
+        crop(oriented(whole, "RAS"), (slice(3, 20), slice(5, 60), slice(9, 70))), (7.0, 5.0, 4.0)
+    )
     sampled = onto(whole, target, order=0)
     places = np.stack(np.meshgrid(*map(np.arange, target.shape), indexing="ij"), axis=-1)
     index = np.rint(whole.mm_to_index(target.index_to_mm(places))).astype(int)
@@ -146,7 +148,10 @@ def test_cropping_and_back_keeps_voxels_and_places(data):
     first = tuple(b.start for b in box)
     assert np.allclose(small.index_to_mm((0, 0, 0)), volume.index_to_mm(first))
     whole = uncropped(small.array, box, volume.shape, fill=-1024)
-    assert np.array_equal(whole[box], volume.array[box]) and (whole == -1024).sum() == whole.size - small.array.size
+    assert (
+        np.array_equal(whole[box], volume.array[box])
+        and (whole == -1024).sum() == whole.size - small.array.size
+    )
 
 
 @pytest.mark.parametrize("code", ["LPS", "RAI", "SPL"])
@@ -181,5 +186,5 @@ def test_a_volume_shows_itself_with_its_numbers():
     volume = marked()
     assert "5 × 6 × 7 voxels 2.5 × 0.9 × 0.7 mm" in repr(volume) and "HU" in repr(volume)
     grey = Volume(volume.array, volume.affine, {"hu_known": False, "spacing_known": False})
-    assert "of unknown size" in repr(grey) and "grey" in repr(grey)
+    assert "of unknown size" in repr(grey) and "not known to be HU" in repr(grey)
     assert volume._repr_html_().startswith("<figure>") and repr(volume) in volume._repr_html_()
