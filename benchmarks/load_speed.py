@@ -2,9 +2,9 @@
 
     python benchmarks/load_speed.py [--size 512] [--slices 130] [--rounds 5] [--compressed 40] [--only plain]
 
-All read the same files from the page cache, in turns; the table gives medians of the same run, and how many times
-as fast as the two others lungseg is. Compressed series are made from a plain one, without loss, of as many slices as
-`--compressed` says.
+All read the same files from the page cache, in turns; the table gives medians of the same run, and how many
+times as fast as the two others lungseg is. Compressed series are made from a plain one, without loss, of as
+many slices as `--compressed` says.
 """
 
 import argparse
