@@ -117,7 +117,7 @@ def _run(
             print(facts["say"])
     return 1 if held or facts.get("failed") else 0
 
-# %% ../nbs/18_cli.ipynb #f37d70d5
+# %% ../nbs/18_cli.ipynb #d0321881
 @dataclass(frozen=True)
 class Source:
     "One volume that a path holds, not read yet."
@@ -158,7 +158,7 @@ def sources(
     Raises `InputError` if there is none.
     """
     from lungseg.cohort import find_cases, is_note
-    from lungseg.reading import is_volume_file
+    from lungseg.reading import is_volume_file, not_there
 
     if not path.exists():
         raise InputError(f"{path.name}: expected a file or a folder, found nothing of that name")
@@ -180,7 +180,7 @@ def sources(
         raise InputError(f"{path.name}: expected CT as {forms}, found {len(held)} other files")
     mine = {file for source in found for file in source.files} | masks
     held = [h for h in held if path / h.item not in mine and not is_note(h.item)]
-    return _numbered(found), [h for h in held if not is_volume_file(h.item)]
+    return _numbered(found), [h for h in held if not is_volume_file(h.item)] + not_there(path)
 
 
 def _series_of(
@@ -335,7 +335,7 @@ def fetch(
         lines += ["", f"Next: lungseg report --data {out}"]
     return facts | {"say": "\n".join(lines)}
 
-# %% ../nbs/18_cli.ipynb #bed1a661
+# %% ../nbs/18_cli.ipynb #477c65b2
 def identity_words(
     claims: "DataFrame",  # as `lungseg.dicom.identity_claims` makes it
 ) -> list[str]:  # one line for cases that hold the same; keywords only, never values
@@ -362,7 +362,7 @@ def _claim_columns(
 
 @verb
 def explore(
-    folder: Path,  # a tree of DICOM files
+    folder: Path,  # a tree of DICOM files, a zip of it, or a DICOMDIR
     *,
     csv: Path | None = None,  # also write the whole table here
     html: Path | None = None,  # also write a page here that can be sorted and searched
@@ -385,7 +385,10 @@ def explore(
     )
     from lungseg.dicom import overview, shareable_names, survey, tag_table, varying
 
-    found = survey(folder)
+    from lungseg.reading import opened
+
+    with opened(folder) as place:
+        found = survey(place)
     table, claims = tag_table(found), identity_claims(found)
     words = [*differences(table), claims_in_words(claims), *identity_words(claims)]
     names = shareable_names(found, table.index)
@@ -676,7 +679,7 @@ def _size(
     ml = {"ml": round(volume_ml(mask, volume), 1)} if volume.spacing_known else {}
     return {"voxels": int(mask.sum()), **ml}
 
-# %% ../nbs/18_cli.ipynb #11bab52a
+# %% ../nbs/18_cli.ipynb #5404d4ef
 @verb
 def train(
     data: Path,  # a cohort: DICOM cases with masks, volumes with masks, or pairs of pictures
@@ -702,7 +705,8 @@ def train(
 
     settings = load_recipe(recipe)
     with opened(data) as place:
-        store = build_store(find_cases(place, series=which(series)), run / "store", correct=correct)
+        found = find_cases(place, series=which(series))
+        store = build_store(found, run / "store", workers=2, correct=correct)
     parts, how = chosen_split(store, test or split, seed=seed)
     fit(store, parts, settings, run, resume=resume)
     say = f"trained on {len(parts['train'])} cases, {len(parts['test'])} kept for testing ({how}): {run}"
@@ -810,7 +814,7 @@ def _is_plain(file: Path) -> bool:
 
 SAID = "held back before de-identification; its name may identify somebody, so only the command says it"
 
-# %% ../nbs/18_cli.ipynb #21c1112e
+# %% ../nbs/18_cli.ipynb #d4060cd4
 MADE = ("deidentified", "store", "run", "site")  # in a report's working folder
 BESIDE = ("deidentified.report.html", "deidentified.report.csv", "deidentified.keys.csv")  # and these files
 
@@ -894,7 +898,7 @@ def report(
         with step(facts, "De-identification"):
             found, held, names = safe_cases(place, work, which(series))
         with step(facts, "Volumes"):
-            store = build_store(found, work / "store", correct=correct)
+            store = build_store(found, work / "store", workers=2, correct=correct)
     with step(facts, "Split and training"):
         parts, how = chosen_split(store, test or split, seed=seed, renamed=names)
         run = fit(store, parts, settings, work / "run")

@@ -8,7 +8,7 @@ __all__ = ['MOST_LABELS', 'NOTES', 'KINDS', 'MOST_ML', 'LEAST_ML', 'LEAST_SHARE'
            'npz_shapes', 'is_note', 'find_cases', 'new_names', 'relocate', 'oddities', 'fingerprint', 'checksum',
            'store_case', 'build_store', 'Stored', 'Store', 'problems', 'class_balance']
 
-# %% ../nbs/07_cohort.ipynb #39268ff2
+# %% ../nbs/07_cohort.ipynb #37d22fea
 import mmap
 import os
 import re
@@ -37,7 +37,7 @@ from .masks import NOT_MASKS, USUAL_KEYS, read_mask
 from .pictures import PICTURE_SUFFIXES, Values, find_pairs, natural_key
 from .pictures import read_mask_pictures, read_pictures
 from .reading import read_volume
-from .series import _chosen, series_in
+from .series import choose, series_in
 from .volume import Volume, lps_axes, oriented, reordered
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _key_of(name: str) -> str:
 def _hashed(who: str) -> str:
     return sha256(who.encode()).hexdigest()[:12]
 
-# %% ../nbs/07_cohort.ipynb #3b8ac15a
+# %% ../nbs/07_cohort.ipynb #f1a05723
 @dataclass(frozen=True)
 class Case:
     "One CT, the mask that belongs to it, and whose they are."
@@ -123,7 +123,7 @@ class Found:
         lines = [f"{self.kind}: {len(self.cases)} cases, {len(self.held)} held back", *map(str, self.held)]
         return "\n".join([*lines, *(f"{p} (used)" for p in self.noted)])
 
-# %% ../nbs/07_cohort.ipynb #85512564
+# %% ../nbs/07_cohort.ipynb #92ff2cdc
 _MASK_WORD = re.compile(r"(^|[_\-. ])(masks?|segs?|segmentations?|labels?|lungs?|lungmask)$", re.IGNORECASE)
 _ARRAYS = re.compile(r"(\.nii(\.gz)?|\.npz|\.nrrd|\.nhdr|\.mha|\.mhd)$", re.IGNORECASE)
 _IMAGE_KEYS = {
@@ -180,7 +180,7 @@ def _says_mask(path: Path, data: Path) -> bool:
     whole = _PICTURES.sub("", _ARRAYS.sub("", path.name))
     return bool(_MASK_WORD.search(whole) or (path.parent != data and _MASK_WORD.search(path.parent.name)))
 
-# %% ../nbs/07_cohort.ipynb #02ec4884
+# %% ../nbs/07_cohort.ipynb #67ed8d00
 def _is_mask(
     path: Path,  # NIfTI, NRRD or MetaImage
     data: Path,
@@ -325,7 +325,7 @@ def _of_series(
             return [m for m in of_kind if m.lungs] or of_kind
     return []
 
-# %% ../nbs/07_cohort.ipynb #8bfab4b4
+# %% ../nbs/07_cohort.ipynb #d5709dc6
 def _narrowed(
     several: Sequence[Series],  # of one case
     series: str | int | None,  # what the user asked for: number from 1, UID or "thickest axial lung"
@@ -334,7 +334,7 @@ def _narrowed(
     stacks = series_in([f for s in several for f in s.files])
     if len(stacks) < 2 and len(several) == 1:
         return list(several)
-    stack = _chosen(stacks, series)
+    stack = choose(stacks, series)
     mine, files = next(s for s in several if s.uid == stack.uid), {h.source for h in stack.slices}
     kept = [(f, h) for f, h in zip(mine.files, mine.headers, strict=True) if f in files]
     return [replace(mine, files=tuple(f for f, _ in kept), headers=tuple(h for _, h in kept))]
@@ -394,7 +394,7 @@ def _by_case(data: Path, ct: Sequence[Series]) -> dict[str, list[Series]]:
         by_case = {last[name]: several for name, several in by_case.items()}
     return by_case
 
-# %% ../nbs/07_cohort.ipynb #d9152c3c
+# %% ../nbs/07_cohort.ipynb #5e017c80
 KINDS = ("arrays", "SEG", "RTSTRUCT", "pictures")  # of masks, in the order in which they are preferred
 
 
@@ -462,7 +462,7 @@ def _pairs(
             held.append(Held(m.files[0].relative_to(data).as_posix(), what))
     return cases, held
 
-# %% ../nbs/07_cohort.ipynb #842ebd7a
+# %% ../nbs/07_cohort.ipynb #03428139
 def _stacks(
     files: Sequence[Path],  # pictures
     data: Path,
@@ -490,7 +490,7 @@ def _picture_cases(data: Path) -> tuple[list[Case], list[Held], list[Problem]]:
     noted = [Problem("pictures", found.note, used=True)] if found.note else []
     return cases, list(found.held), noted
 
-# %% ../nbs/07_cohort.ipynb #c106e885
+# %% ../nbs/07_cohort.ipynb #b3d3d5a0
 def find_cases(
     data: Path | str,  # a folder: DICOM, NIfTI, NRRD, npz or pictures with masks, in any tree
     *,
@@ -625,7 +625,7 @@ def _moved(
         return target[mask.resolve()]
     return mask if _ARRAYS.search(mask.name) or _PICTURES.search(mask.name) else None
 
-# %% ../nbs/07_cohort.ipynb #67c053e4
+# %% ../nbs/07_cohort.ipynb #cfae8393
 MOST_ML, LEAST_ML, LEAST_SHARE = 10_000, 500, 0.005  # lungs: ml, and share of all voxels where ml are unknown
 AIR_HU, HIGHEST_FLOOR, LOWEST_FLOOR = -400, -900, -1200  # HU
 LEAST_AIR, MOST_OUTSIDE = 0.5, 0.02  # of the mask's voxels: below `AIR_HU`; in the air around the body
@@ -690,7 +690,7 @@ def _not_lung(volume: Volume, mask: Bool[np.ndarray, "slice row col"]) -> list[s
         )
     return odd
 
-# %% ../nbs/07_cohort.ipynb #99c89333
+# %% ../nbs/07_cohort.ipynb #a64d52c6
 FORMAT = 2  # of the store; another number means rebuild
 
 
@@ -862,7 +862,7 @@ def _write_case(
         shutil.rmtree(beside, ignore_errors=True)
         shutil.rmtree(before, ignore_errors=True)
 
-# %% ../nbs/07_cohort.ipynb #e82b83a7
+# %% ../nbs/07_cohort.ipynb #168b09a5
 def build_store(
     cases: Found | Sequence[Case],  # as `find_cases` gives them
     store: Path | str,  # folder to write; cases already in it and unchanged are kept, others leave it
@@ -936,7 +936,7 @@ def _emptied(store: Path, keep: set[str]) -> None:
         if path.name not in keep and (path / "case.json").is_file() and (path / "hu.npy").is_file():
             shutil.rmtree(path)
 
-# %% ../nbs/07_cohort.ipynb #132ead07
+# %% ../nbs/07_cohort.ipynb #2805c221
 _OWN = (
     "affine",
     "shape",
@@ -1095,7 +1095,7 @@ def _twins(metas: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
                 found.append((name, f"the same {what} as {other}"))
     return found
 
-# %% ../nbs/07_cohort.ipynb #8f9dc4c5
+# %% ../nbs/07_cohort.ipynb #81fcdeba
 def class_balance(
     store: Store,
     split: Mapping[str, Sequence[str]]

@@ -7,7 +7,7 @@ __all__ = ['TOLERANCE_MM', 'T', 'WIDEST_GAP_MM', 'MOST_MISSING', 'STEEPEST_DEGRE
            'tilt_degrees', 'regular_grid', 'straightened', 'stacked', 'volume_from_slices', 'CTSeries', 'holds_lung',
            'choose', 'series_in', 'read_dicom']
 
-# %% ../nbs/04a_series.ipynb #7f5a33b0
+# %% ../nbs/04a_series.ipynb #f19b0697
 import math
 import os
 from collections import Counter, defaultdict
@@ -42,7 +42,7 @@ from lungseg.frames import (
 from .headers import header_of, raw_header
 from .volume import Volume
 
-# %% ../nbs/04a_series.ipynb #768fff04
+# %% ../nbs/04a_series.ipynb #ef6eba63
 TOLERANCE_MM = 0.1  # positions are often rounded to 0.1 mm: two roundings of half of that
 
 
@@ -188,7 +188,7 @@ def _affine(stack: Stack, step: float) -> Affine:
     affine[:3, 3] = first.position_mm
     return affine
 
-# %% ../nbs/04a_series.ipynb #0ae34c94
+# %% ../nbs/04a_series.ipynb #5ff95801
 T = TypeVar("T")
 
 
@@ -289,7 +289,7 @@ def _said(wrong: Sequence[str], filled: Sequence[float], step: float, count: int
         words.append("slices moved within their planes so that they lie along their normal")
     return words
 
-# %% ../nbs/04a_series.ipynb #3be1b8c6
+# %% ../nbs/04a_series.ipynb #db4954ff
 def _without_repeats(
     headers: Sequence[SliceHeader],
 ) -> tuple[list[SliceHeader], list[str]]:  # and what was dropped, in words
@@ -320,7 +320,7 @@ def _by_what(a: SliceHeader, b: SliceHeader) -> str:
     differ = [k for k in ("ConvolutionKernel", *APART) if a.facts.get(k) != b.facts.get(k)]
     return f", as do {', '.join(dict.fromkeys(differ))}" if differ else ""
 
-# %% ../nbs/04a_series.ipynb #51c7114a
+# %% ../nbs/04a_series.ipynb #9147242a
 def _workers(
     first: SliceHeader,
 ) -> int | None:  # processes to decode with; None: as many as bring something
@@ -355,7 +355,7 @@ def _read(
                 done.update(fill(array[i], h, images))
     return array, [f"{what} in {n} slice{'s' * (n > 1)}" for what, n in done.items()]
 
-# %% ../nbs/04a_series.ipynb #ad8fa4c7
+# %% ../nbs/04a_series.ipynb #17586b8b
 def _doubts(stack: Stack) -> list[str]:
     "What one should know of a stack although it makes a volume."
     first, said = stack.headers[0], []
@@ -442,7 +442,7 @@ def volume_from_slices(
     raw = [header_of(ds, f"slice {i}", WANTED) for i, ds in enumerate(slices)]
     return stacked([header for r in raw for header in slice_headers(r)], correct=correct)
 
-# %% ../nbs/04a_series.ipynb #148d8c0f
+# %% ../nbs/04a_series.ipynb #548f339b
 @dataclass(frozen=True, eq=False)
 class CTSeries:
     "One stack of CT slices in a folder: a series, or a part of one."
@@ -498,7 +498,7 @@ def _printable(text: str) -> str:
         c if c.isascii() and (c.isalnum() or c in " ._+-/") else "?" for c in text.replace("\\", "/")
     )[:24]
 
-# %% ../nbs/04a_series.ipynb #2316f5d7
+# %% ../nbs/04a_series.ipynb #01a0b4dc
 def _stacks(
     headers: Sequence[SliceHeader],  # of one series
 ) -> list[tuple[str, list[SliceHeader]]]:  # what sets each apart, in words; its slices
@@ -543,7 +543,7 @@ def _phases(headers: list[SliceHeader]) -> list[tuple[str, list[SliceHeader]]]:
             ]
     return [("", headers)]
 
-# %% ../nbs/04a_series.ipynb #3b00bfb0
+# %% ../nbs/04a_series.ipynb #d4dc7e19
 @dataclass(frozen=True, eq=False)
 class _Found:
     series: list[CTSeries]
@@ -593,7 +593,7 @@ def _ct_only(frames: list[SliceHeader], aside: Counter) -> list[SliceHeader]:
     aside.update(filter(None, kinds))
     return [h for h, kind in zip(frames, kinds, strict=True) if not kind]
 
-# %% ../nbs/04a_series.ipynb #9f17dbd2
+# %% ../nbs/04a_series.ipynb #bf3d6592
 THICKEST = "thickest axial lung series"
 
 
@@ -651,10 +651,7 @@ def choose(
         raise matching[0].broken
     return matching[0]
 
-
-_chosen = choose
-
-# %% ../nbs/04a_series.ipynb #8d4dfd83
+# %% ../nbs/04a_series.ipynb #2b09ebd1
 def _given(source: Path | str | Sequence[Path | str]) -> tuple[str, list[Path]]:  # how to call it; its files
     if not isinstance(source, str | Path):
         return "", [Path(f) for f in source]

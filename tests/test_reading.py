@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydicom.fileset import FileSet
 from typer.testing import CliRunner
 
 from lungseg import cli
@@ -232,3 +233,20 @@ def test_npz_with_pickled_objects_is_never_opened(tmp_path, phantom):
     with pytest.raises(InputError, match=r"ct\.npz.*pickle"):
         read_mask(tmp_path / "ct.npz", volume)
     assert np.array_equal(read_volume(write_npz(volume, tmp_path / "fine.npz")).array, phantom.hu)
+
+
+def test_a_disc_is_read_by_its_table_of_contents_and_what_is_missing_is_named(phantom, scan, tmp_path):
+    disc = FileSet()
+    for file in scan.iterdir():
+        disc.add(file)
+    disc.write(tmp_path / "disc")
+    contents = tmp_path / "disc" / "DICOMDIR"
+    assert np.array_equal(read_volume(contents).array, phantom.hu)
+    for place in (contents, tmp_path / "disc"):
+        status, said = run("convert", place, tmp_path / f"out{place.name}", "--workers", 1)
+        assert status == 0 and "1 cases written" in said, said
+    positions = {f: read_volume(f).affine[2, 3] for f in find_dicom(tmp_path / "disc")[0]}
+    max(positions, key=positions.get).unlink()  # the last slice leaves no gap that could be seen
+    assert "listed in a DICOMDIR not there" in str(read_volume(contents).provenance["notes"])
+    status, said = run("convert", tmp_path / "disc", tmp_path / "less", "--workers", 1)
+    assert status == 1 and "held back" in said and "1 cases written" in said
