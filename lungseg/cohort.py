@@ -6,9 +6,9 @@
 __all__ = ['MOST_LABELS', 'NOTES', 'KINDS', 'MOST_ML', 'LEAST_ML', 'LEAST_SHARE', 'AIR_HU', 'HIGHEST_FLOOR', 'LOWEST_FLOOR',
            'LEAST_AIR', 'MOST_OUTSIDE', 'FORMAT', 'plain_id', 'names_nobody', 'patient_key', 'Case', 'Problem', 'Found',
            'npz_shapes', 'is_note', 'find_cases', 'new_names', 'relocate', 'oddities', 'fingerprint', 'checksum',
-           'store_case', 'build_store', 'Stored', 'Store', 'problems', 'class_balance']
+           'changed', 'store_case', 'build_store', 'Stored', 'Store', 'problems', 'class_balance']
 
-# %% ../nbs/07_cohort.ipynb #37d22fea
+# %% ../nbs/07_cohort.ipynb #b7dc72fc
 import mmap
 import os
 import re
@@ -34,8 +34,8 @@ from .core import pool, progress, read_json, write_json
 from .dicom import Series, case_names, list_series, read_header
 from .files import load_metaimage, load_nrrd, npz_arrays, nrrd_segments
 from .masks import NOT_MASKS, USUAL_KEYS, read_mask
-from .pictures import PICTURE_SUFFIXES, Values, find_pairs, natural_key
-from .pictures import read_mask_pictures, read_pictures
+from .pictures import PICTURE_SUFFIXES, Values, find_pairs, natural_key, patients_by_name
+from .pictures import read_mask_pictures, read_pictures, shared_values
 from .reading import read_volume
 from .series import choose, series_in
 from .volume import Volume, lps_axes, oriented, reordered
@@ -325,7 +325,7 @@ def _of_series(
             return [m for m in of_kind if m.lungs] or of_kind
     return []
 
-# %% ../nbs/07_cohort.ipynb #d5709dc6
+# %% ../nbs/07_cohort.ipynb #a498334d
 def _narrowed(
     several: Sequence[Series],  # of one case
     series: str | int | None,  # what the user asked for: number from 1, UID or "thickest axial lung"
@@ -363,7 +363,9 @@ def _dicom(
         chosen = [s for s in several if s.uid in drawn] if len(several) > 1 and series is None else several
         bare = len(several) > 1 and named(_image(name, several[0]))
         try:
-            if series is not None or not chosen or (len(chosen) > 1 and bare):
+            if series == "all":
+                chosen = several
+            elif series is not None or not chosen or (len(chosen) > 1 and bare):
                 chosen = _narrowed(several, series)
         except LungsegError as e:
             held.append(Problem(name, str(e), name))
@@ -394,7 +396,7 @@ def _by_case(data: Path, ct: Sequence[Series]) -> dict[str, list[Series]]:
         by_case = {last[name]: several for name, several in by_case.items()}
     return by_case
 
-# %% ../nbs/07_cohort.ipynb #5e017c80
+# %% ../nbs/07_cohort.ipynb #6023c582
 KINDS = ("arrays", "SEG", "RTSTRUCT", "pictures")  # of masks, in the order in which they are preferred
 
 
@@ -420,6 +422,7 @@ def _pairs(
     masks: Sequence[_MaskFile],
     data: Path,
     doubtful: Sequence[_Image] = (),  # held back already; their masks are not without a case
+    alone: bool = False,  # an image without a mask is a case, too
 ) -> tuple[list[Case], list[Held]]:
     "Each image with its one mask; images without, masks without, and doubtful ones are held."
     cases, held, used = [], [], {m for i in doubtful for m in _claims(i, masks, data)}
@@ -447,6 +450,8 @@ def _pairs(
         elif mine:
             listed = ", ".join(m.files[0].relative_to(data).as_posix() for m in mine)
             held.append(Problem(image.name, f"{len(mine)} masks ({listed}), expected one", image.name))
+        elif alone:
+            cases.append(Case(image.name, image.files, None, image.patient, image.sex))
         else:
             why = "no mask found: expected RTSTRUCT or SEG drawn on its series, or npz, NIfTI or NRRD of the same name, or in its folder"
             held.append(Problem(image.name, why, image.name))
@@ -490,7 +495,26 @@ def _picture_cases(data: Path) -> tuple[list[Case], list[Held], list[Problem]]:
     noted = [Problem("pictures", found.note, used=True)] if found.note else []
     return cases, list(found.held), noted
 
-# %% ../nbs/07_cohort.ipynb #b3d3d5a0
+# %% ../nbs/07_cohort.ipynb #281525b7
+def _stacks_alone(
+    data: Path,
+    pictures: Sequence[Path],
+) -> tuple[list[Case], list[Held], list[Problem]]:
+    "Pictures without masks: a stack for each patient that their names tell, else for each folder."
+    parts = [(*f.relative_to(data).parts[:-1], f.stem) for f in pictures]
+    stacks: dict[str, list[Path]] = {}
+    for file, who in zip(pictures, patients_by_name(parts), strict=True):
+        folder = file.parent.relative_to(data).as_posix()
+        stacks.setdefault(who or (data.resolve().name if folder == "." else folder), []).append(file)
+    values = shared_values(pictures)
+    cases = []
+    for who, files in stacks.items():
+        name = who.replace("/", "_")
+        files = tuple(sorted(files, key=lambda f: natural_key(f.name)))
+        cases.append(Case(name, files, None, _hashed(f"picture {plain_id(who) or name}"), values=values))
+    return cases, [], []
+
+# %% ../nbs/07_cohort.ipynb #fc3275df
 def find_cases(
     data: Path | str,  # a folder: DICOM, NIfTI, NRRD, npz or pictures with masks, in any tree
     *,
@@ -498,10 +522,11 @@ def find_cases(
     | int
     | None = None,  # which of several CT series of a case: number from 1, UID or "thickest axial lung"
     masks: str | None = None,  # only masks of this kind: "arrays", "SEG", "RTSTRUCT" or "pictures"
+    alone: bool = False,  # images without a mask are cases, too, as for converting or segmenting
 ) -> Found:
     """Find out what a folder holds and pair images with masks.
 
-    Raises `InputError` if it is not a folder, `CohortError` if no case with a mask is in it.
+    Raises `InputError` if it is not a folder, `CohortError` if no case is in it.
     """
     data = Path(data)
     if not data.is_dir():
@@ -524,21 +549,23 @@ def find_cases(
     images, doubles = _unique(images)
     of_all += _stacks(pictures, data) if images else []
     of_all = [m for m in of_all if masks in (None, m.kind) or m.broken]
-    cases, unpaired = _pairs(images, of_all, data, doubtful)
+    cases, unpaired = _pairs(images, of_all, data, doubtful, alone)
     held = [*held, *doubles, *unpaired]
     kinds = sorted({i.kind for i in images})
     if pictures and not images:
         (cases, others, noted), kinds = _picture_cases(data), ["pictures"]
+        if alone and not cases:
+            cases, others, noted = _stacks_alone(data, pictures)
         held = held + others
     if not cases:
         why = f"; {held[0]}" + (f", and {len(held) - 1} more" if len(held) > 1 else "") if held else ""
         raise CohortError(
-            f"{data.name}: no case with a mask: looked for DICOM series, NIfTI, NRRD, npz with `hu` or `image`, or "
+            f"{data.name}: no case{'' if alone else ' with a mask'}: looked for DICOM series, NIfTI, NRRD, npz with `hu` or `image`, or "
             f"pictures, and masks for them; found {len(images)} images, {len(of_all)} masks{why}"
         )
     cases = tuple(sorted(cases, key=lambda c: c.name))
     noted = tuple(p for p in noted if p.case in {"", *(c.name for c in cases)})
-    return Found(cases, tuple(held), " and ".join(kinds) + " with masks", noted)
+    return Found(cases, tuple(held), " and ".join(kinds) + ("" if alone else " with masks"), noted)
 
 
 def _in_files(
@@ -769,7 +796,7 @@ def _is_built(case: Case, folder: Path, correct: bool) -> bool:
     write_json(folder / "case.json", meta | {"fingerprint": kept | now})
     return True
 
-# %% ../nbs/07_cohort.ipynb #4cea5ebf
+# %% ../nbs/07_cohort.ipynb #8923b0a5
 def _read(case: Case, correct: bool) -> tuple[Volume, Bool[np.ndarray, "slice row col"] | None]:
     "A case's volume as stored and its mask on the volume's grid. Raises `LungsegError` if they cannot be read or differ."
     files, first = list(case.image), case.image[0].name
@@ -779,6 +806,20 @@ def _read(case: Case, correct: bool) -> tuple[Volume, Bool[np.ndarray, "slice ro
     volume = read_volume(files[0]) if _ARRAYS.search(first) else read_volume(files, correct=correct)
     mask = list(case.mask) if isinstance(case.mask, tuple) else case.mask
     return volume, None if mask is None else read_mask(mask, volume)
+
+
+def changed(
+    cases: Found | Sequence[Case],
+    store: Path | str,  # a folder, as `build_store` wrote it
+    *,
+    correct: bool = False,  # as it was built
+) -> list[str]:  # names
+    "The cases that a store does not hold as they are now, and those it holds besides."
+    cases, store = cases.cases if isinstance(cases, Found) else cases, Path(store)
+    wanted = {c.name for c in cases}
+    there = set(Store(store).names) if (store / "store.json").is_file() else set()
+    built = {c.name for c in cases if _is_built(c, store / _folder_name(c.name), correct)}
+    return sorted((wanted - built) | (there - wanted))
 
 
 def store_case(

@@ -7,10 +7,10 @@ __all__ = ['PICTURE_SUFFIXES', 'MAX_VOXELS', 'MAX_TINT', 'GREY_HU', 'SHIFTS', 'A
            'MASK_WORDS', 'MIN_SEAM', 'OTHER_ORGANS', 'PARTS', 'NO_MASK', 'OVERLAY_COLOURS', 'FURTHER_COLOURS',
            'GEOMETRY_FILE', 'natural_key', 'picture_files', 'Picture', 'read_picture', 'as_grey', 'Values', 'has_peaks',
            'values_of', 'read_pictures', 'MaskPictures', 'read_mask_pictures', 'mask_pictures', 'patients_by_name',
-           'Pair', 'Pairs', 'find_pairs', 'write_pairs', 'resized', 'resized_mask', 'write_overlays',
+           'Pair', 'Pairs', 'find_pairs', 'shared_values', 'write_pairs', 'resized', 'resized_mask', 'write_overlays',
            'write_mask_pictures', 'mask_geometry']
 
-# %% ../nbs/04e_pictures.ipynb #e8710faf
+# %% ../nbs/04e_pictures.ipynb #dd1154d8
 import os
 import re
 import shutil
@@ -37,7 +37,7 @@ from lungseg.core import (
 )
 from .volume import Volume, lps_axes, oriented, reordered, window
 
-# %% ../nbs/04e_pictures.ipynb #2e783378
+# %% ../nbs/04e_pictures.ipynb #2b594d36
 PICTURE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".gif")
 
 
@@ -67,7 +67,7 @@ def picture_files(
     shown = [f for f, path in told.items() if not any(p.startswith((".", "__MACOSX")) for p in path.parts)]
     return sorted(shown, key=lambda f: natural_key(told[f].as_posix()))
 
-# %% ../nbs/04e_pictures.ipynb #65bdee73
+# %% ../nbs/04e_pictures.ipynb #9067d9f0
 MAX_VOXELS = 2**30  # of one stack: 2 GiB as int16
 _FORMATS = ("PNG", "TIFF", "JPEG", "BMP", "GIF")
 _COLOURED = ("RGB", "RGBA", "RGBX", "RGBa", "LA", "La", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV")
@@ -123,7 +123,7 @@ def _is_tiff(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
-# %% ../nbs/04e_pictures.ipynb #36823ebe
+# %% ../nbs/04e_pictures.ipynb #0e84c4bc
 def _pillow_frames(path: Path) -> Picture:
     from PIL import Image
 
@@ -213,7 +213,7 @@ def _whole_tiff(tif, path: Path) -> None:
     if any(tif.filehandle.read(tif.tiff.offsetsize)):  # a further page is promised, and is not there
         raise EOFError
 
-# %% ../nbs/04e_pictures.ipynb #faf95427
+# %% ../nbs/04e_pictures.ipynb #44e5a651
 MAX_TINT = 16  # of 255, between channels of a grey picture; JPEG's own rounding makes 2 or 3
 
 
@@ -241,7 +241,7 @@ def as_grey(
     bright = rgb @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
     return (np.rint(bright) if frame.dtype.kind in "iu" else bright).astype(frame.dtype)
 
-# %% ../nbs/04e_pictures.ipynb #7275a31b
+# %% ../nbs/04e_pictures.ipynb #2379e620
 GREY_HU = (-1024, 1624)  # HU of black, and from black to white: the window of `slices.Preparation`
 SHIFTS = (
     0,
@@ -321,7 +321,7 @@ def values_of(
         f"greys from {zero:g} to {zero + span:g}, of an unknown window",
     )
 
-# %% ../nbs/04e_pictures.ipynb #f6c13037
+# %% ../nbs/04e_pictures.ipynb #0c7752a6
 def read_pictures(
     source: Path | str | Sequence[Path | str],  # a folder, one file, or files in order
     *,
@@ -400,7 +400,7 @@ def _affine(spacing_mm: float | int | Sequence | None) -> Affine:
         raise InputError(f"spacing_mm: {spacing_mm}, expected positive numbers")
     return np.array([[0, 0, c, 0], [0, r, 0, 0], [s, 0, 0, 0], [0, 0, 0, 1]], np.float64)
 
-# %% ../nbs/04e_pictures.ipynb #b61af366
+# %% ../nbs/04e_pictures.ipynb #b46f4c2a
 IMAGE_WORDS = tuple(
     "images image imgs img cts ct cxrs cxr xrays xray scans scan slices slice pictures picture inputs input originals original".split()
 )
@@ -420,7 +420,7 @@ def _core(
     core = core if core != apart else re.sub(rf"^({either})([_\-. ]+|(?=\d))", "", apart)
     return core if core and core != apart else stem.casefold()
 
-# %% ../nbs/04e_pictures.ipynb #c6c0c58e
+# %% ../nbs/04e_pictures.ipynb #383b90a7
 MIN_SEAM = (
     0.99  # share of the greys in between that must lie within 8 pixels (a JPEG block) of both black and white
 )
@@ -493,7 +493,7 @@ def _mask_grey(frame: np.ndarray, name: str) -> np.ndarray:
     except InputError as e:
         raise MaskError(f"{e}; a mask may have one colour on black") from None
 
-# %% ../nbs/04e_pictures.ipynb #29f972c4
+# %% ../nbs/04e_pictures.ipynb #d2b67164
 def _labelled(stored: np.ndarray, labels: Sequence[int], name: str) -> Mask:
     values = np.unique(stored)
     if not np.isin(labels, values).any() and values.any():
@@ -561,7 +561,7 @@ def _is_inverted(mask: Mask, outside: float, volume: Volume | None, name: str) -
     )
     raise MaskError(f"{name}: {outside:.0%} of the border are lung, expected background there ({why})")
 
-# %% ../nbs/04e_pictures.ipynb #7d012db6
+# %% ../nbs/04e_pictures.ipynb #52078d92
 def _role(name: str) -> str | None:
     "Whether a folder's name says that it holds images or masks; a number at its end makes it a case."
     words = set() if name[-1:].isdigit() else _words(name)
@@ -619,7 +619,7 @@ def _partner(
             return choice[0]
     return None
 
-# %% ../nbs/04e_pictures.ipynb #eee4544b
+# %% ../nbs/04e_pictures.ipynb #2f8eb00d
 NO_MASK = "an image without a mask of its name"
 
 
@@ -761,7 +761,7 @@ def _paired(
             two += pairs
     return two, held
 
-# %% ../nbs/04e_pictures.ipynb #52ff47ec
+# %% ../nbs/04e_pictures.ipynb #19e69535
 _SLICE = re.compile(
     r"^(.+?)[_\-. ]+(?:z|slices?|sl|frames?|pages?|layers?|im|img|image)[_\-. ]*(\d+)$", re.IGNORECASE
 )
@@ -800,7 +800,7 @@ def patients_by_name(
             patients.append("/".join(path) if _PERSON.match(stem) else None)
     return patients
 
-# %% ../nbs/04e_pictures.ipynb #ea25878f
+# %% ../nbs/04e_pictures.ipynb #9932e47f
 @dataclass(frozen=True)
 class Pair:
     "The pictures of one case and their masks."
@@ -854,7 +854,7 @@ def find_pairs(
             held.append(Held(told[pair.image], f"{came}: expected the same size, and none is resized"))
     pairs, note = _cases(fit, sizes, folder)
     held.sort(key=lambda h: natural_key(h.item))
-    return Pairs(tuple(pairs), tuple(held), note, _shared_values([p.image for p in fit]))
+    return Pairs(tuple(pairs), tuple(held), note, shared_values([p.image for p in fit]))
 
 
 def _size(size: tuple[int, int, int]) -> str:
@@ -890,7 +890,7 @@ def _measured(path: Path, name: str) -> tuple[int, int, int]:
         raise InputError(f"{name}: {str(e).partition(': ')[2]}") from None
 
 
-def _shared_values(images: Sequence[Path]) -> Values | None:
+def shared_values(images: Sequence[Path]) -> Values | None:
     "What the numbers of a folder's images mean, from up to 16 of them; None if they are of several kinds."
     some = [images[i] for i in np.unique(np.linspace(0, len(images) - 1, min(16, len(images))).astype(int))]
     try:
@@ -904,7 +904,7 @@ def _shared_values(images: Sequence[Path]) -> Values | None:
         else None
     )
 
-# %% ../nbs/04e_pictures.ipynb #9d23aa93
+# %% ../nbs/04e_pictures.ipynb #52731add
 def _cases(
     two: Sequence[_Two],
     sizes: Mapping[Path, tuple[int, int, int]],  # frames, rows, columns of each image
@@ -963,7 +963,7 @@ def _named(cases: list[list], two: Sequence[_Two]) -> tuple[list[Pair], str]:
         notes.append(f"Patients that are in more than one part of the folder: {shared}.")
     return pairs, " ".join(notes)
 
-# %% ../nbs/04e_pictures.ipynb #1e0515f4
+# %% ../nbs/04e_pictures.ipynb #fd5913e0
 def write_pairs(
     out: Path | str,  # a folder that is not there yet, or empty
     cases: int = 6,  # patients
@@ -1063,7 +1063,7 @@ def _each_resized(pictures: np.ndarray, size: int | tuple[int, int], how: int) -
     done = np.stack([np.asarray(Image.fromarray(p).resize((cols, rows), how)) for p in flat])
     return done.reshape(*pictures.shape[:-2], rows, cols)
 
-# %% ../nbs/04e_pictures.ipynb #4017e4d1
+# %% ../nbs/04e_pictures.ipynb #004680f8
 OVERLAY_COLOURS = {"reference": "#0072B2", "ref": "#0072B2", "prediction": "#E69F00", "pred": "#E69F00"}
 FURTHER_COLOURS = (
     "#009E73",

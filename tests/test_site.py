@@ -431,7 +431,7 @@ def test_the_home_page_says_what_each_dependency_is_for():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     section = readme.partition("## What it stands on")[2].partition("\n## ")[0]
     tables = re.split(r"^\| *`lungseg\[\w+\]`", section, flags=re.MULTILINE)
-    for table, kind in zip(tables, ["", "report_", "dev_"], strict=True):
+    for table, kind in zip(tables, ["", "dicom_", "fetch_", "report_", "dev_"], strict=True):
         lines = config["DEFAULT"][f"{kind}requirements"].replace("\\", " ").split()
         needed = [re.match(r"[\w-]+", line)[0] for line in lines]
         rows = re.findall(r"^\| *(\w[\w, -]*?) *\| *\w", table, re.MULTILINE)
