@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['MAX_VOXELS', 'LPS_TO_RAS', 'VOLUME_KEYS', 'FILES', 'whole_hu', 'no_geometry', 'load_nifti', 'read_nifti',
            'save_nifti', 'write_nifti', 'nrrd_segments', 'load_nrrd', 'read_nrrd', 'save_nrrd', 'write_nrrd',
-           'load_metaimage', 'read_metaimage', 'npz_arrays', 'npz_affine', 'read_npz', 'write_npz', 'file_facts']
+           'load_metaimage', 'read_metaimage', 'npz_arrays', 'npz_affine', 'read_npz', 'write_npz', 'file_facts',
+           'parts_of']
 
 # %% ../nbs/04b_files.ipynb #f9e7d67f
 import bz2
@@ -71,7 +72,7 @@ def _modest(
         raise InputError(f"{name}: declares {size} voxels, expected 1 to {MAX_VOXELS}")
     return voxels
 
-# %% ../nbs/04b_files.ipynb #7cab0d9e
+# %% ../nbs/04b_files.ipynb #7256ddf1
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _REVERSED = np.eye(4)[[2, 1, 0, 3]]  # (slice, row, column) and (column, row, slice)
 _NIFTI_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # `xyzt_units`: unknown (taken as mm), m, mm, µm
@@ -146,7 +147,7 @@ def _apart(one: np.ndarray, other: np.ndarray | None, header: Any) -> float:
     corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array([*header.get_data_shape(), 1, 1])[:3] - 1)
     return float(np.abs(np.c_[corners, np.ones(8)] @ (one - other).T).max())
 
-# %% ../nbs/04b_files.ipynb #8a7930a5
+# %% ../nbs/04b_files.ipynb #2816c03c
 def _nifti(
     path: Path,
     pixels: bool = True,  # False: the header alone
@@ -191,7 +192,7 @@ def read_nifti(
     array, affine, facts = _nifti(Path(path))
     return _volume(array, affine, {"source": "NIfTI", **facts}, Path(path).name)
 
-# %% ../nbs/04b_files.ipynb #96bc15d8
+# %% ../nbs/04b_files.ipynb #71990108
 _NIFTI_TYPES = tuple(map(np.dtype, ("u1", "i1", "i2", "u2", "i4", "u4", "f4", "f8")))
 
 
@@ -233,7 +234,7 @@ def write_nifti(
     "Write a volume as int16 NIfTI with its true affine."
     return save_nifti(volume.array, volume.affine, path, known=volume.spacing_known)
 
-# %% ../nbs/04b_files.ipynb #df1139cb
+# %% ../nbs/04b_files.ipynb #4eb2de97
 _SPACES = {  # the three that NRRD knows, and what takes each to LPS
     "left-posterior-superior": (1, 1, 1),
     "right-anterior-superior": (-1, -1, 1),
@@ -306,7 +307,7 @@ def _nrrd_grid(
         }
     return spatial.tolist(), affine, facts
 
-# %% ../nbs/04b_files.ipynb #714a94b8
+# %% ../nbs/04b_files.ipynb #3952df17
 def _data_file(
     path: Path,  # of the header
     named: str,  # what it says
@@ -373,7 +374,7 @@ def _nrrd_header(path: Path) -> tuple[dict[str, Any], int]:  # where the numbers
             f"{path.name}: expected NRRD, but its header cannot be read ({type(e).__name__})"
         ) from None
 
-# %% ../nbs/04b_files.ipynb #7bf40bad
+# %% ../nbs/04b_files.ipynb #e2bf6114
 def _nrrd_labels(header: Mapping[str, Any]) -> list[tuple[str, int, int]]:
     "Name, layer and label of every segment that Slicer described."
     numbers = sorted({int(m[1]) for key in header if (m := re.match(r"Segment(\d+)_", key))})
@@ -457,7 +458,7 @@ def read_nrrd(
     array, affine, facts = _nrrd(Path(path))
     return _volume(array, affine, {"source": "NRRD", **facts}, Path(path).name)
 
-# %% ../nbs/04b_files.ipynb #c38822c2
+# %% ../nbs/04b_files.ipynb #18701322
 _NRRD_TYPES = {"u1": "uchar", "i1": "signed char", "i2": "short", "u2": "ushort", "i4": "int", "u4": "uint"}
 _NRRD_TYPES |= {"f4": "float", "f8": "double"}
 
@@ -512,7 +513,7 @@ def write_nrrd(
     "Write a volume as int16 NRRD with its true affine."
     return save_nrrd(volume.array, volume.affine, path, known=volume.spacing_known)
 
-# %% ../nbs/04b_files.ipynb #72174599
+# %% ../nbs/04b_files.ipynb #97eca088
 _META_TYPES = {"CHAR": "i1", "UCHAR": "u1", "SHORT": "i2", "USHORT": "u2", "INT": "i4", "UINT": "u4"}
 _META_TYPES |= {
     "LONG": "i4",
@@ -629,7 +630,7 @@ def read_metaimage(
     array, affine, facts = _metaimage(Path(path))
     return _volume(array, affine, {"source": "MetaImage", **facts}, Path(path).name)
 
-# %% ../nbs/04b_files.ipynb #03cf5777
+# %% ../nbs/04b_files.ipynb #f55cc312
 def _checked_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> int:  # elements
     "How many elements an array in an npz file has, if its header is honest. Raises `InputError`."
     key = member.filename.removesuffix(".npy")
@@ -682,7 +683,7 @@ def npz_arrays(
             f"{path.name}: expected plain arrays in npz, but it cannot be read ({type(e).__name__})"
         ) from None
 
-# %% ../nbs/04b_files.ipynb #497b6280
+# %% ../nbs/04b_files.ipynb #8be03840
 _SPACINGS = {"spacing_mm": 1, "spacing_zyx": 1, "spacing_xyz": -1}  # key: direction of the axes
 VOLUME_KEYS = ("hu", "image", "ct", "volume", "images", "scan", "img", "data", "arr_0")
 
@@ -745,7 +746,7 @@ def write_npz(
         np.savez_compressed(f, hu=volume.array, **geometry)
     return path
 
-# %% ../nbs/04b_files.ipynb #bcaefcff
+# %% ../nbs/04b_files.ipynb #c51fd3a9
 FILES = {
     ".nii": _nifti,
     ".nii.gz": _nifti,
@@ -765,3 +766,20 @@ def file_facts(
     if reader is None:
         raise InputError(f"{path.name}: expected a name that ends in {', '.join(FILES)}")
     return {"orientation_known": True, **reader(path, pixels=False)[2]}
+
+# %% ../nbs/04b_files.ipynb #eb658abd
+def parts_of(
+    path: Path | str,  # any file, of whatever format
+) -> list[Path]:  # itself, then the data file beside it that its header names
+    "The files that make up a volume. What cannot be read, or is not there, is no part."
+    path = Path(path)
+    suffix = path.suffix.lower()
+    try:
+        if suffix in (".nrrd", ".nhdr"):
+            header = _nrrd_header(path)[0]
+            named = header.get("data file", header.get("datafile"))
+        else:
+            named = _meta_header(path)[0]["elementdatafile"] if suffix in (".mha", ".mhd") else None
+        return [path, _data_file(path, named)] if named not in (None, "LOCAL") else [path]
+    except LungsegError:
+        return [path]

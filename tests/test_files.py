@@ -24,6 +24,7 @@ from lungseg.files import (
     npz_affine,
     npz_arrays,
     nrrd_segments,
+    parts_of,
     read_metaimage,
     read_nifti,
     read_npz,
@@ -619,6 +620,28 @@ def test_what_is_no_metaimage_is_refused(tmp_path):
     for name in ("a.mha", "b.mha", "absent.mha"):
         with pytest.raises(InputError, match="expected"):
             read_metaimage(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.mhd", "a.mha", "a.nhdr", "a.nrrd"])
+@pytest.mark.parametrize("named", ["a.raw", "gone.raw", "../a.raw", "/etc/hostname", "LIST", "a%d.raw 1 2 1"])
+def test_the_parts_of_a_volume_are_its_header_and_the_numbers_beside_it(name, named, tmp_path):
+    (tmp_path / "a.raw").write_bytes(AXIAL_VOLUME.array.tobytes())
+    path = tmp_path / name
+    if name[2] == "m":
+        meta(path, b"", file=named)
+    else:
+        path.write_text(NRRD.format(encoding="raw", directions=STRAIGHT, more=f"data file: {named}\n"))
+    assert parts_of(path) == [path] + [tmp_path / "a.raw"] * (named == "a.raw")
+    path.write_bytes(b"\xff no header")
+    assert parts_of(path) == [path]
+
+
+def test_what_is_in_one_file_or_absent_has_one_part(tmp_path):
+    meta(tmp_path / "a.mha", AXIAL_VOLUME.array.tobytes())
+    for write, name in ((write_nifti, "a.nii.gz"), (write_nrrd, "a.nrrd"), (write_npz, "a.npz")):
+        write(AXIAL_VOLUME, tmp_path / name)
+    for name in ("a.mha", "a.nii.gz", "a.nrrd", "a.npz", "absent.mhd", "absent.nhdr"):
+        assert parts_of(tmp_path / name) == [tmp_path / name]
 
 
 # npz
