@@ -29,7 +29,7 @@ from .elements import quiet
 from .headers import RawHeader, header_of, raw_header, tags_of
 from .volume import hounsfield
 
-# %% ../nbs/04a_frames.ipynb #8415e3c8
+# %% ../nbs/04a_frames.ipynb #0eb445b8
 @dataclass(frozen=True)
 class Stored:
     "How the pixels of a slice are stored."
@@ -106,7 +106,14 @@ APART = (  # what tells apart images of one place, likeliest first
     *("SeriesDescription", "ContrastBolusAgent", "AcquisitionTime", "ContentTime"),
 )
 FACTS = (
-    *("StudyInstanceUID", "FrameOfReferenceUID", "SOPInstanceUID", "SeriesNumber", "RescaleType"),
+    *(
+        "StudyInstanceUID",
+        "FrameOfReferenceUID",
+        "SOPInstanceUID",
+        "SeriesNumber",
+        "RescaleType",
+        "PatientID",
+    ),
     *("PhotometricInterpretation", "GantryDetectorTilt", "ConvolutionKernel", *APART),
 )
 WANTED = tags_of(
@@ -123,7 +130,7 @@ WANTED = tags_of(
     *FACTS,
 )
 
-# %% ../nbs/04a_frames.ipynb #7360cbe5
+# %% ../nbs/04a_frames.ipynb #97515242
 @lru_cache(maxsize=8192)
 def decimals(
     raw: bytes,  # of a text element (DS, IS)
@@ -166,7 +173,7 @@ def _whole(header: RawHeader, keyword: str, default: int | None = None) -> int:
 
 _TAGS = {keyword_for_tag(tag): tag for tag in WANTED}
 
-# %% ../nbs/04a_frames.ipynb #e3ff22fc
+# %% ../nbs/04a_frames.ipynb #f89351bb
 @lru_cache
 def _perpendicular(orientation: tuple[float, ...]) -> bool:
     along, down = np.reshape(orientation, (2, 3))
@@ -249,7 +256,7 @@ def _slice_header(
         {k: header.text(k) for k in FACTS if _TAGS[k] in values},
     )
 
-# %% ../nbs/04a_frames.ipynb #6460fee0
+# %% ../nbs/04a_frames.ipynb #d89189a4
 def _offset(
     header: RawHeader,
     size: int,  # bytes of one image
@@ -319,7 +326,7 @@ def read_slice_headers(
         raise SeriesError(f"{Path(file).name}: expected a DICOM file")
     return slice_headers(header)
 
-# %% ../nbs/04a_frames.ipynb #ed86d1b9
+# %% ../nbs/04a_frames.ipynb #84d4af76
 ENHANCED = (EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
 _BY_FRAME = tags_of(
     *("PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient", "SliceThickness", "RescaleSlope"),

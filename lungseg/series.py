@@ -498,20 +498,42 @@ def _printable(text: str) -> str:
         c if c.isascii() and (c.isalnum() or c in " ._+-/") else "?" for c in text.replace("\\", "/")
     )[:24]
 
-# %% ../nbs/04a_series.ipynb #01a0b4dc
+# %% ../nbs/04a_series.ipynb #5a4c1fc4
 def _stacks(
     headers: Sequence[SliceHeader],  # of one series
 ) -> list[tuple[str, list[SliceHeader]]]:  # what sets each apart, in words; its slices
     groups: dict[tuple, list[SliceHeader]] = {}
     alias: dict[tuple, tuple] = {}
     for h in headers:
-        words = (h.shape, h.facts.get("FrameOfReferenceUID", ""), h.facts.get("ConvolutionKernel", ""))
+        words = (
+            h.shape,
+            *(h.facts.get(k, "") for k in ("FrameOfReferenceUID", "ConvolutionKernel", "PatientID")),
+        )
         exact = (words, (*h.orientation, *h.spacing_mm))
         if exact not in alias:
             near = (k for k in groups if k[0] == words and np.allclose(k[1], exact[1], rtol=0, atol=1e-4))
             alias[exact] = next(near, exact)
         groups.setdefault(alias[exact], []).append(h)
-    return [part for group in groups.values() for part in _phases(group)]
+    return [
+        (", ".join(filter(None, (apart, part))), phase)
+        for apart, group in zip(_differences(list(groups)), groups.values(), strict=True)
+        for part, phase in _phases(group)
+    ]
+
+
+def _differences(
+    keys: Sequence[tuple],  # of the stacks of one series: shape, frame of reference, kernel, patient; numbers
+) -> list[str]:  # for each stack, what its line in a list would not show
+    "What sets the stacks of a series apart, without saying who anybody is."
+    words = [[] for _ in keys]
+    for at, what in ((3, "patient"), (1, "frame of reference")):
+        values = list(dict.fromkeys(k[0][at] for k in keys))
+        for mine, key in zip(words, keys, strict=True):
+            mine += [f"{what} no. {values.index(key[0][at]) + 1}"] * (len(values) > 1)
+    spacings = {k[1][6:] for k in keys}
+    for mine, key in zip(words, keys, strict=True):
+        mine += [f"pixels of {key[1][6]:.4g} × {key[1][7]:.4g} mm"] * (len(spacings) > 1)
+    return [", ".join(mine) for mine in words]
 
 
 def _identity(header: SliceHeader) -> tuple[str, int]:  # the same in copies of a file

@@ -1101,3 +1101,24 @@ def test_straightening_gives_what_it_says_for_the_first_and_last_slice(tmp_path)
     assert np.array_equal(out[0, :16], array[0])
     assert (out[0, 16:] == AIR_FLOOR).all()
     assert np.allclose(affine @ [4, 2.5, 0, 1], [0, 2, 8, 1])
+
+
+def test_two_patients_under_one_series_uid_never_share_a_volume(tmp_path):
+    files = write_series(tmp_path / "ct", z_mm=[2.0 * i for i in range(8)])
+    for i, file in enumerate(files):
+        ds = dcmread(file)
+        ds.PatientID = f"SECRET-{i % 2}"
+        ds.save_as(file)
+    with pytest.raises(SeriesError, match=r"2 CT series.*patient no\. 1.*patient no\. 2") as raised:
+        read_dicom(tmp_path / "ct")
+    assert "SECRET" not in str(raised.value)
+    assert read_dicom(tmp_path / "ct", series=2).shape[0] == 4
+
+
+def test_stacks_of_one_series_say_what_sets_them_apart(tmp_path):
+    files = write_series(tmp_path / "ct", z_mm=[2.0 * i for i in range(6)])
+    for file in files[:2]:
+        ds = dcmread(file)
+        ds.PixelSpacing = [0.5, 0.5]
+        ds.save_as(file)
+    assert sorted(s.part for s in series_in(tmp_path / "ct"))[0].startswith("pixels of 0.5 × 0.5 mm")
