@@ -280,7 +280,7 @@ def _picture(
     imsave(out, np.hstack(tiles[:-1]), cmap="gray", vmin=0, vmax=1, format="png")
     return out.getvalue()
 
-# %% ../nbs/04_volume.ipynb #fc2a1798
+# %% ../nbs/04_volume.ipynb #7e080037
 Box = tuple[slice, slice, slice]  # along slice, row, column
 
 
@@ -303,6 +303,8 @@ def crop(
     box: Box,  # index ranges, without steps
 ) -> Volume:
     "The part of a volume inside a box, where it was. Raises `GeometryError` if the box is empty or outside."
+    if len(box) != 3 or not all(isinstance(s, slice) for s in box):
+        raise GeometryError("box: expected three slices, as `box_around` finds them for a mask")
     ranges = [s.indices(n) for s, n in zip(box, volume.shape, strict=True)]
     if any(stop <= start or step != 1 for start, stop, step in ranges):
         raise GeometryError(f"box {box}: expected non-empty ranges inside {volume.shape}, without steps")
@@ -362,7 +364,7 @@ def volume_ml(
     voxel = abs(np.linalg.det(volume.affine[:3, :3])) / 1000 if volume.spacing_known else float("nan")
     return float(np.count_nonzero(mask) * voxel)
 
-# %% ../nbs/04_volume.ipynb #a65edf6a
+# %% ../nbs/04_volume.ipynb #8b646237
 def resample(
     volume: Volume,
     spacing_mm: float | int | Sequence,  # wanted: one number, or one each for slice, row, column
@@ -378,7 +380,12 @@ def resample(
 
     if not volume.spacing_known:
         raise GeometryError("spacing: unknown in this volume, so it cannot be resampled in mm")
-    wanted = np.broadcast_to(np.asarray(spacing_mm, float), 3)
+    wanted = np.asarray(spacing_mm, float)
+    if wanted.shape not in ((), (3,)):
+        raise GeometryError(
+            f"spacing_mm: {spacing_mm}, expected one number, or three for slice, row and column"
+        )
+    wanted = np.broadcast_to(wanted, 3)
     if not (np.isfinite(wanted).all() and (wanted > 0).all()):
         raise GeometryError(f"spacing_mm: {spacing_mm}, expected positive numbers")
     ratio = wanted / volume.spacing_mm
