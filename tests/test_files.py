@@ -161,6 +161,39 @@ def test_a_sheared_affine_is_written_as_sform_alone(tmp_path):
     assert np.allclose(load_nifti(tmp_path / "tilted.nii")[1], affine, atol=1e-4)
 
 
+@pytest.mark.parametrize("shift", [0.1, -0.4])
+def test_a_volume_whose_axes_are_skewed_is_refused_in_every_format(shift, tmp_path):
+    affine = grid(DIRECTIONS["oblique"])
+    affine[:3, 0] += shift * affine[:3, 1]  # slices shifted along the rows: a tilted gantry
+    skewed = Volume(AXIAL_VOLUME.array, affine)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)[::-1]
+    turn = (affine[:3, [2, 1, 0]] / spacing).T.ravel()
+    meta(
+        tmp_path / "a.mha",
+        skewed.array.tobytes(),
+        spacing=" ".join(map(repr, spacing.tolist())),
+        turn=" ".join(map(repr, turn.tolist())),
+    )
+    for write, name in ((write_nifti, "a.nii"), (write_nrrd, "a.nrrd"), (write_npz, "a.npz")):
+        write(skewed, tmp_path / name)
+    readers = {"a.mha": read_metaimage, "a.nii": read_nifti, "a.nrrd": read_nrrd, "a.npz": read_npz}
+    angle = np.degrees(np.arctan(abs(shift) * 0.8 / 2.5))
+    for name, read in readers.items():
+        with pytest.raises(
+            GeometryError, match=rf"^{name}: its axes are {angle:.3g}° off right angles"
+        ) as raised:
+            read(tmp_path / name)
+        assert "\n" not in str(raised.value)
+
+
+def test_axes_that_are_only_rounded_are_no_tilt(tmp_path):
+    affine = np.round(grid(DIRECTIONS["tilted about all axes"]), 4)
+    assert_same(
+        read_nrrd(write_nrrd(Volume(AXIAL_VOLUME.array, affine), tmp_path / "a.nrrd")),
+        Volume(AXIAL_VOLUME.array, affine),
+    )
+
+
 def ras_of(volume: Volume) -> np.ndarray:
     return LPS_TO_RAS @ volume.affine @ np.eye(4)[[2, 1, 0, 3]]
 
@@ -205,12 +238,12 @@ def test_the_sform_counts_before_the_qform_and_a_contradiction_is_noted(tmp_path
     nib.save(image, tmp_path / "both.nii")
     both = read_nifti(tmp_path / "both.nii")
     assert_same(both, AXIAL_VOLUME)
-    assert "7 mm apart; the sform is used" in both.provenance["note"]
+    assert "7 mm apart; the sform is used" in both.provenance["notes"][0]
     image.set_sform(ras_of(AXIAL_VOLUME), 0)
     nib.save(image, tmp_path / "q.nii")
     only = read_nifti(tmp_path / "q.nii")
     assert np.allclose(only.affine[:3, 3] - AXIAL_VOLUME.affine[:3, 3], [-7, 0, 0], atol=1e-4)
-    assert "note" not in only.provenance
+    assert "notes" not in only.provenance
 
 
 @pytest.mark.parametrize(
@@ -241,6 +274,15 @@ def test_an_identity_affine_is_known_for_a_stand_in(signs, tmp_path):
     assert no_geometry(load_nifti(tmp_path / "eye.nii")[1])
 
 
+def test_an_array_saved_with_the_identity_lies_as_the_dicom_slices_it_came_from(tmp_path):
+    nib.save(nib.Nifti1Image(AXIAL_VOLUME.array.transpose(2, 1, 0), np.eye(4)), tmp_path / "eye.nii")
+    read = read_nifti(tmp_path / "eye.nii")
+    assert np.array_equal(read.array, AXIAL_VOLUME.array)
+    assert np.array_equal(read.affine[:3, :3], AXIAL)
+    assert "columns are taken to run to the left" in read.provenance["notes"][0]
+    assert read.provenance["orientation_known"] is False
+
+
 def test_one_millimetre_voxels_at_a_true_place_are_no_stand_in():
     assert not no_geometry(grid(AXIAL, (1, 1, 1), (-150.0, -150.0, 20.0)))
     assert not no_geometry(grid(AXIAL, (2, 1, 1), (0, 0, 0)))
@@ -259,6 +301,17 @@ def test_unknown_geometry_stays_unknown(suffix, tmp_path):
     assert np.array_equal(again.array, bare.array)
     assert np.array_equal(again.affine, bare.affine)
     assert (again.spacing_known, again.provenance["orientation_known"]) == (False, False)
+
+
+@pytest.mark.parametrize("spacing_known", [True, False])
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.nrrd", "a.npz"])
+def test_values_that_are_no_hu_are_none_after_a_file_either(name, spacing_known, tmp_path):
+    write, read = {**WRITERS, "a.npz": (write_npz, read_npz)}.get(f"ct{name[1:]}", (write_npz, read_npz))
+    for known in (True, False):
+        facts = {"hu_known": known, "spacing_known": spacing_known}
+        volume = Volume(AXIAL_VOLUME.array, np.eye(4)[[2, 1, 0, 3]], facts)
+        again = read(write(volume, tmp_path / name))
+        assert again.hu_known is known and np.array_equal(again.array, volume.array)
 
 
 def test_the_same_volume_gives_the_same_bytes_at_any_time(tmp_path, monkeypatch):
@@ -721,6 +774,26 @@ def test_npz_keys_of_any_name_are_found_when_there_is_one_volume(tmp_path):
     np.savez(tmp_path / "d.npz", masks=(v.array > 0).astype(np.uint8))
     with pytest.raises(InputError, match="values from 0 to 1, expected HU"):
         read_npz(tmp_path / "d.npz")
+
+
+def test_an_affine_in_npz_is_trusted_as_far_as_it_says_what_it_means(tmp_path):
+    v = AXIAL_VOLUME
+    said = read_npz(write_npz(v, tmp_path / "a.npz")).provenance
+    assert said["orientation_known"] is True and "notes" not in said
+    np.savez(tmp_path / "b.npz", hu=v.array, affine=v.affine)
+    bare = read_npz(tmp_path / "b.npz")
+    assert_same(bare, v)
+    assert bare.spacing_known and bare.provenance["orientation_known"] is False
+    assert bare.provenance["notes"][0].startswith("no `space` says what its affine means")
+    np.savez(tmp_path / "c.npz", hu=v.array, affine=ras_of(v))  # as nibabel has it: column first
+    with pytest.raises(GeometryError, match=r"^c.npz: its affine does not take the first index along z"):
+        read_npz(tmp_path / "c.npz")
+    for space in ("RAS", np.arange(3), ["LPS"]):
+        np.savez(tmp_path / "d.npz", hu=v.array, affine=v.affine, space=space)
+        with pytest.raises(
+            GeometryError, match=r"^d.npz: `space` of its affine is .*, expected 'LPS \(slice"
+        ):
+            read_npz(tmp_path / "d.npz")
 
 
 def test_npz_spacing_is_used_in_the_order_that_its_name_says():
