@@ -7,18 +7,19 @@ __all__ = ['HU', 'Mask', 'Labels', 'Affine', 'T', 'LungsegError', 'InputError', 
            'CohortError', 'ModelError', 'SiteError', 'Held', 'rng', 'progress', 'pool', 'chunks', 'hands', 'each',
            'writing', 'write_json', 'read_json']
 
-# %% ../nbs/00_core.ipynb #38a441f1
+# %% ../nbs/00_core.ipynb #10fb1aa6
 import json
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from multiprocessing import get_context
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -101,25 +102,82 @@ def progress(
     silent = os.environ.get("TQDM_DISABLE", "0") not in ("", "0")  # in a kernel, tqdm itself does not look
     return tqdm(items, desc, total, unit=unit, mininterval=seldom, dynamic_ncols=True, disable=silent)
 
-# %% ../nbs/00_core.ipynb #417a9e4a
+# %% ../nbs/00_core.ipynb #92680031
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    "Ctrl-C takes effect after the block; processes that are started in it do not hear it at all."
+    came: list[int] = []
+    ours = threading.current_thread() is threading.main_thread()  # where Python handles signals
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number)) if ours else None
+    masked = hasattr(signal, "pthread_sigmask") and signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+        if came:
+            signal.raise_signal(signal.SIGINT)
+        if masked is not False:
+            signal.pthread_sigmask(signal.SIG_SETMASK, masked)
+
+
+def _begin(
+    stop: Event,  # set when the pool is given up
+) -> None:
+    "What a worker does first."
+    global _stop
+    _stop = stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+
+
+def _break_off(*_: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # what cleans up is not interrupted again
+    raise KeyboardInterrupt
+
+
+def _piece(work: Callable[..., T], *args: Any, **options: Any) -> T:
+    "One piece of work, in a worker; unless the pool is given up."
+    try:
+        signal.signal(signal.SIGINT, _break_off)
+        if _stop.is_set():
+            raise KeyboardInterrupt
+        return work(*args, **options)
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class _Workers(ProcessPoolExecutor):
+    "Processes that hear Ctrl-C only while they work."
+
+    def submit(self, work: Callable[..., T], /, *args: Any, **options: Any) -> "Future[T]":
+        with _undisturbed():  # here processes are started
+            return super().submit(_piece, work, *args, **options)
+
+
 @contextmanager
 def pool(
     workers: int,  # processes
     *,
     light: bool = False,  # the work needs no threads: processes may be forked, which start at once
 ) -> Iterator[ProcessPoolExecutor]:  # give it work with `.map` or `.submit`
-    "Worker processes that are done with when the block is; if the block fails, what has not begun is cancelled."
+    "Worker processes that are gone when the block is left; if it fails, what is in hand is broken off."
     others = [
         t for t in threading.enumerate() if t is not threading.main_thread() and not isinstance(t, TMonitor)
     ]
     fork = light and not others and sys.platform == "linux"  # a forked thread would leave its locks behind
     context = get_context("fork" if fork else "spawn")
-    ignore = (signal.SIGINT, signal.SIG_IGN)
-    executor = ProcessPoolExecutor(workers, context, initializer=signal.signal, initargs=ignore)
+    stop = context.Event()
+    executor = _Workers(workers, context, initializer=_begin, initargs=(stop,))
     try:
         yield executor
-    except BaseException as e:  # Ctrl-C is no Exception, and does not wait
-        executor.shutdown(wait=isinstance(e, Exception), cancel_futures=True)
+    except BaseException:
+        stop.set()
+        for worker in () if os.name == "nt" else executor._processes:  # there, Ctrl-C went to all
+            with suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGINT)
+        executor.shutdown(cancel_futures=True)
         raise
     executor.shutdown()
 

@@ -294,7 +294,12 @@ def start(phantoms, store, out: Path) -> subprocess.Popen:
         f"tables = {tables!r}; f.index_files = lambda: {{k: Path(v) for k, v in tables.items()}}; "
         f"f.fetch('phantoms', {str(out)!r}, endpoint={store.address!r}, workers=2)"
     )
-    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # it may be ignored here
+    )
 
 
 def wait_for(condition, seconds: float = 60) -> None:
