@@ -6,9 +6,9 @@
 __all__ = ['MOST_LABELS', 'NOTES', 'KINDS', 'MOST_ML', 'LEAST_ML', 'LEAST_SHARE', 'AIR_HU', 'HIGHEST_FLOOR', 'LOWEST_FLOOR',
            'LEAST_AIR', 'MOST_OUTSIDE', 'FORMAT', 'plain_id', 'names_nobody', 'patient_key', 'Case', 'Problem', 'Found',
            'npz_shapes', 'is_note', 'find_cases', 'new_names', 'relocate', 'oddities', 'fingerprint', 'checksum',
-           'changed', 'store_case', 'build_store', 'Stored', 'Store', 'problems', 'class_balance']
+           'read_case_mask', 'changed', 'store_case', 'build_store', 'Stored', 'Store', 'problems', 'class_balance']
 
-# %% ../nbs/07_cohort.ipynb #b7dc72fc
+# %% ../nbs/07_cohort.ipynb #6b488f3a
 import mmap
 import os
 import re
@@ -28,12 +28,13 @@ import numpy as np
 from jaxtyping import Bool, Int16, Shaped
 from pydicom import Dataset, dcmread
 
-from .contours import ContourWarning, lungs_among
+from .contours import ContourWarning, lung_part, lungs_among
 from .core import Affine, CohortError, Held, InputError, LungsegError
 from .core import pool, progress, read_json, write_json
 from .dicom import Series, case_names, list_series, read_header
-from .files import load_metaimage, load_nrrd, npz_arrays, nrrd_segments
-from .masks import NOT_MASKS, USUAL_KEYS, read_mask
+from .files import load_metaimage, load_nrrd, npz_arrays, nrrd_segments, parts_of
+from .masks import LUNG_AIR_HU, MIN_SCORE, NOT_MASKS, USUAL_KEYS, agreement, read_mask
+from .masks import _thinned as thinned
 from .pictures import PICTURE_SUFFIXES, Values, find_pairs, natural_key, patients_by_name
 from .pictures import read_mask_pictures, read_pictures, shared_values
 from .reading import read_volume
@@ -86,7 +87,7 @@ def _key_of(name: str) -> str:
 def _hashed(who: str) -> str:
     return sha256(who.encode()).hexdigest()[:12]
 
-# %% ../nbs/07_cohort.ipynb #f1a05723
+# %% ../nbs/07_cohort.ipynb #baf1da41
 @dataclass(frozen=True)
 class Case:
     "One CT, the mask that belongs to it, and whose they are."
@@ -95,7 +96,7 @@ class Case:
     image: tuple[Path, ...]  # the DICOM files of one series, pictures, or one NIfTI, NRRD or npz file
     mask: (
         Path | tuple[Path, ...] | None
-    )  # a file, which may be the image's own; pictures; None if there is none
+    )  # a file, which may be the image's own; pictures; files of single lungs; None if there is none
     patient: str  # key of the patient, the same for all cases of one
     sex: str | None = None  # "F", "M", "O"; None if unknown
     part: str | None = None  # "train", "validation" or "test", if the folder is divided already
@@ -123,7 +124,7 @@ class Found:
         lines = [f"{self.kind}: {len(self.cases)} cases, {len(self.held)} held back", *map(str, self.held)]
         return "\n".join([*lines, *(f"{p} (used)" for p in self.noted)])
 
-# %% ../nbs/07_cohort.ipynb #92ff2cdc
+# %% ../nbs/07_cohort.ipynb #504fba0e
 _MASK_WORD = re.compile(r"(^|[_\-. ])(masks?|segs?|segmentations?|labels?|lungs?|lungmask)$", re.IGNORECASE)
 _ARRAYS = re.compile(r"(\.nii(\.gz)?|\.npz|\.nrrd|\.nhdr|\.mha|\.mhd)$", re.IGNORECASE)
 _IMAGE_KEYS = {
@@ -160,6 +161,7 @@ class _MaskFile:
     series: frozenset[str] = frozenset()  # the CT series that it says it was drawn on
     frames: frozenset[str] = frozenset()  # the frames of reference that it lies in
     lungs: bool = True  # the name of a structure in it says lung
+    patient: str = ""  # key of the patient it names
     broken: str = ""  # why it cannot be read
 
 
@@ -278,7 +280,7 @@ def is_note(
     name = Path(item).name.lower()
     return name.startswith(".") or name in NOTES or Path(name).suffix in NOTES
 
-# %% ../nbs/07_cohort.ipynb #7b5032da
+# %% ../nbs/07_cohort.ipynb #b5cd80b9
 def _items(ds: Dataset, keyword: str) -> list[Dataset]:
     value = ds.get(keyword)
     return list(value) if value is not None and not isinstance(value, bytes | str) else []
@@ -290,7 +292,7 @@ def _drawn_on(
 ) -> _MaskFile:
     "What a DICOM mask refers to. Raises `InputError` if it cannot be read."
     top = ("ReferencedFrameOfReferenceSequence", "ReferencedSeriesSequence", "FrameOfReferenceUID")
-    ds = read_header(path, (*top, "StructureSetROISequence", "SegmentSequence"))
+    ds = read_header(path, (*top, "StructureSetROISequence", "SegmentSequence", "PatientID"))
     frames = _items(ds, top[0])
     studies = [study for frame in frames for study in _items(frame, "RTReferencedStudySequence")]
     series = [one for study in studies for one in _items(study, "RTReferencedSeriesSequence")]
@@ -303,6 +305,7 @@ def _drawn_on(
         _uids(series, "SeriesInstanceUID"),
         _uids([*frames, ds], "FrameOfReferenceUID"),
         bool(lungs_among(rois)),
+        patient_key(ds, path.name),
     )
 
 
@@ -325,7 +328,7 @@ def _of_series(
             return [m for m in of_kind if m.lungs] or of_kind
     return []
 
-# %% ../nbs/07_cohort.ipynb #a498334d
+# %% ../nbs/07_cohort.ipynb #b0918ec1
 def _narrowed(
     several: Sequence[Series],  # of one case
     series: str | int | None,  # what the user asked for: number from 1, UID or "thickest axial lung"
@@ -357,6 +360,7 @@ def _dicom(
             except InputError as e:
                 held.append(Held(path.relative_to(data).as_posix(), str(e).partition(": ")[2]))
     ct = [s for s in every if s.modality == "CT" and "LOCALIZER" not in (s.headers[0].get("ImageType") or ())]
+    ct = [part for s in ct for part in _by_patient(s)]
     drawn = frozenset[str]().union(*(m.series for m in masks))
     images, doubtful = [], []
     for name, several in _by_case(data, ct).items():
@@ -387,20 +391,48 @@ def _image(name: str, series: Series) -> _Image:
 
 
 def _by_case(data: Path, ct: Sequence[Series]) -> dict[str, list[Series]]:
-    "CT series by the name of their case."
-    by_case: dict[str, list[Series]] = {}
+    "CT series by the name of their case; where patients share a folder, they are numbered."
+    by_case: dict[str, dict[str, list[Series]]] = {}
     for name, one in zip(case_names(data, list(ct)), ct, strict=True):
-        by_case.setdefault(re.sub(r" #\d+$", "", name), []).append(one)
+        shared = re.sub(r" #\d+$", "", name)
+        name = shared if shared in by_case else name
+        by_case.setdefault(name, {}).setdefault(patient_key(one.headers[0], name), []).append(one)
     last = {name: name.rsplit("/", 1)[-1] for name in by_case}
     if len(set(last.values())) == len(last):  # where two patients share a folder, the last part will do
-        by_case = {last[name]: several for name, several in by_case.items()}
-    return by_case
+        by_case = {last[name]: patients for name, patients in by_case.items()}
+    return {
+        name if len(patients) == 1 else f"{name}_{i}": several
+        for name, patients in by_case.items()
+        for i, several in enumerate(patients.values(), 1)
+    }
 
-# %% ../nbs/07_cohort.ipynb #6023c582
+
+def _by_patient(series: Series) -> list[Series]:
+    "A series whose slices name several patients, one for each: UIDs that are used twice do happen."
+    whose: dict[str, list[int]] = {}
+    for i, head in enumerate(series.headers):
+        whose.setdefault("" if names_nobody(head) else patient_key(head, ""), []).append(i)
+    if len(set(whose) - {""}) < 2:
+        return [series]
+    return [
+        replace(
+            series,
+            files=tuple(series.files[i] for i in mine),
+            headers=tuple(series.headers[i] for i in mine),
+        )
+        for mine in whose.values()
+    ]
+
+# %% ../nbs/07_cohort.ipynb #bb230c1c
 KINDS = ("arrays", "SEG", "RTSTRUCT", "pictures")  # of masks, in the order in which they are preferred
 
 
-def _claims(image: _Image, masks: Sequence[_MaskFile], data: Path) -> list[_MaskFile]:
+def _claims(
+    image: _Image,
+    masks: Sequence[_MaskFile],
+    data: Path,
+    crowded: bool = False,  # another patient's images lie in its folder, which therefore tells nothing
+) -> list[_MaskFile]:
     "The masks that an image's name or place claims, by the first rule that claims any."
     name, own, folder = image.name.casefold(), image.files[0], image.files[0].parent
 
@@ -411,10 +443,37 @@ def _claims(image: _Image, masks: Sequence[_MaskFile], data: Path) -> list[_Mask
         lambda m: m.files[0] == own,
         lambda m: stem(m).casefold() == name,
         lambda m: stem(m) and _core(stem(m)) == _core(name),
+        lambda m: (
+            lung_part(_beyond(m.files[0], name))
+            and _beyond(m.files[0], name) != _ARRAYS.sub("", m.files[0].name)
+        ),
+        lambda m: any(_hashed(plain_id(s)) == image.patient for s in (stem(m), _core(stem(m)))),
         lambda m: name in (part.casefold() for part in m.files[0].relative_to(data).parent.parts),
-        lambda m: m.files[0].parent == folder != data,
+        lambda m: m.files[0].parent == folder != data and not crowded,
     )
     return next((found for rule in rules if (found := [m for m in masks if rule(m)])), [])
+
+
+def _beyond(path: Path, name: str) -> str:
+    "What a mask's name says beyond the name of its image, if it begins with that."
+    whole = _ARRAYS.sub("", path.name)
+    starts = (s for s in (name, _core(name)) if whole.casefold().startswith(s.casefold()))
+    return next((whole[len(s) :] for s in starts if not whole[len(s) :][:1].isalnum()), whole)
+
+
+def _joined(
+    masks: list[_MaskFile],  # that one image claims
+    name: str,  # the image's
+) -> list[
+    _MaskFile
+]:  # one, if some are left and right lung, or all lobes, as their names say; else as they were
+    "Lungs in several files as one mask."
+    said = {_beyond(m.files[0], name): m for m in masks if m.kind == "arrays"}
+    lungs, parts = lungs_among(list(said)), [p for p in map(lung_part, said) if p]
+    sides = {lung_part(n)[0].upper() for n in lungs}  # "left" or "LUL"
+    if sides != {"L", "R"} or len(set(parts)) < len(parts) or any(said[n].broken for n in lungs):
+        return masks
+    return [_MaskFile(tuple(said[n].files[0] for n in lungs), "arrays")]
 
 
 def _pairs(
@@ -430,17 +489,19 @@ def _pairs(
     of_kind = {kind: [m for m in masks if m.kind == kind] for kind in KINDS}
     loose = [m for m in masks if m.kind in KINDS[1:3] and not m.series and not m.frames]
     drawn = of_kind["SEG"] + of_kind["RTSTRUCT"]
-    frames = Counter(i.frame for i in images)
+    frames, twice = Counter(i.frame for i in images), Counter(i.series for i in images)
+    sharing = Counter(folder for folder, _ in {(i.files[0].parent, i.patient) for i in images})
     for image in images:
-        by_uid = (
-            _of_series(drawn, image.series, image.frame, frames[image.frame] == 1) if image.series else []
-        )
+        own = [m for m in drawn if twice[image.series] == 1 or m.patient == image.patient]
+        by_uid = _of_series(own, image.series, image.frame, frames[image.frame] == 1) if image.series else []
+        claims = partial(_claims, image, data=data, crowded=sharing[image.files[0].parent] > 1)
         used.update(m for m in drawn if image.series in m.series)  # a spare one is not without a case
-        mine = _claims(image, of_kind["arrays"], data)
+        mine = claims(of_kind["arrays"])
         if not mine and len(images) == len(of_kind["arrays"]) == 1:
             mine = of_kind["arrays"]
-        mine = mine or by_uid or _claims(image, loose, data) or _claims(image, of_kind["pictures"], data)
+        mine = mine or by_uid or claims(loose) or claims(of_kind["pictures"])
         used.update(mine)
+        mine = _joined(mine, image.name)
         if len(mine) == 1 and mine[0].broken:
             item = mine[0].files[0].relative_to(data).as_posix()
             held.append(Problem(image.name, f"its mask ({item}): {mine[0].broken}", image.name))
@@ -449,7 +510,13 @@ def _pairs(
             cases.append(Case(image.name, image.files, mask, image.patient, image.sex))
         elif mine:
             listed = ", ".join(m.files[0].relative_to(data).as_posix() for m in mine)
-            held.append(Problem(image.name, f"{len(mine)} masks ({listed}), expected one", image.name))
+            held.append(
+                Problem(
+                    image.name,
+                    f"{len(mine)} masks ({listed}), expected one, or a left and a right lung by their names",
+                    image.name,
+                )
+            )
         elif alone:
             cases.append(Case(image.name, image.files, None, image.patient, image.sex))
         else:
@@ -652,7 +719,7 @@ def _moved(
         return target[mask.resolve()]
     return mask if _ARRAYS.search(mask.name) or _PICTURES.search(mask.name) else None
 
-# %% ../nbs/07_cohort.ipynb #cfae8393
+# %% ../nbs/07_cohort.ipynb #98b3dcbb
 MOST_ML, LEAST_ML, LEAST_SHARE = 10_000, 500, 0.005  # lungs: ml, and share of all voxels where ml are unknown
 AIR_HU, HIGHEST_FLOOR, LOWEST_FLOOR = -400, -900, -1200  # HU
 LEAST_AIR, MOST_OUTSIDE = 0.5, 0.02  # of the mask's voxels: below `AIR_HU`; in the air around the body
@@ -694,7 +761,19 @@ def _odd_mask(volume: Volume, mask: Bool[np.ndarray, "slice row col"], hu_known:
         odd.append(f"lungs reach the {' and the '.join(ends)} slice: they are cut off")
     if hu_known and voxels:
         odd += _not_lung(volume, mask)
+        if (score := _fit(volume, mask)) < MIN_SCORE:
+            odd.append(f"fits the CT poorly ({score:.2f}, expected {MIN_SCORE}): another patient's mask?")
     return odd
+
+
+def _fit(volume: Volume, mask: Bool[np.ndarray, "slice row col"]) -> float:  # 1 where nothing is around it
+    "How well a mask agrees with the CT, measured as where a bare mask is placed."
+    from scipy import ndimage as ndi
+
+    share = thinned(mask)
+    inside = share > 0.5 if (share > 0.5).any() else share > 0
+    around = ndi.binary_dilation(inside, iterations=3) & ~ndi.binary_dilation(inside)
+    return agreement(thinned(volume.array < LUNG_AIR_HU), inside, around) if around.any() else 1.0
 
 
 def _not_lung(volume: Volume, mask: Bool[np.ndarray, "slice row col"]) -> list[str]:
@@ -717,13 +796,14 @@ def _not_lung(volume: Volume, mask: Bool[np.ndarray, "slice row col"]) -> list[s
         )
     return odd
 
-# %% ../nbs/07_cohort.ipynb #a64d52c6
+# %% ../nbs/07_cohort.ipynb #643703d7
 FORMAT = 2  # of the store; another number means rebuild
 
 
 def _sources(case: Case) -> list[Path]:
+    "A case's files, and those that hold the numbers of a header that stands apart."
     masks = case.mask if isinstance(case.mask, tuple) else (case.mask,) if case.mask else ()
-    return list(dict.fromkeys([*case.image, *masks]))
+    return list(dict.fromkeys(part for f in (*case.image, *masks) for part in parts_of(f)))
 
 
 def fingerprint(
@@ -780,23 +860,31 @@ def _damaged(folder: Path, meta: Mapping[str, Any]) -> str:
     return ""
 
 
-def _is_built(case: Case, folder: Path, correct: bool) -> bool:
+def _differing(folder: Path, meta: Mapping[str, Any]) -> list[str]:
+    "The arrays of a stored case that are not what was written. Raises `OSError` or `ValueError` if one cannot be read."
+    kept = meta["sha256"].items()
+    return [name for name, was in kept if checksum(np.load(folder / f"{name}.npy", mmap_mode="r")) != was]
+
+
+def _is_built(case: Case, folder: Path, correct: bool, verify: bool = False) -> bool:
     "Whether a case is in the store as it would be written now; times that changed alone are noted."
     try:
         meta, now = read_json(folder / "case.json"), fingerprint(case, correct)
         kept = meta["fingerprint"]
         if kept["about"] != now["about"] or _damaged(folder, meta):
             return False
+        if verify and _differing(folder, meta):
+            return False
         if kept["stats"] == now["stats"]:
             return True
         if kept["content"] != _content(case):
             return False
-    except (InputError, KeyError, TypeError, AttributeError):
+    except (InputError, KeyError, TypeError, AttributeError, ValueError, OSError):
         return False
     write_json(folder / "case.json", meta | {"fingerprint": kept | now})
     return True
 
-# %% ../nbs/07_cohort.ipynb #8923b0a5
+# %% ../nbs/07_cohort.ipynb #84fb9e6a
 def _read(case: Case, correct: bool) -> tuple[Volume, Bool[np.ndarray, "slice row col"] | None]:
     "A case's volume as stored and its mask on the volume's grid. Raises `LungsegError` if they cannot be read or differ."
     files, first = list(case.image), case.image[0].name
@@ -804,8 +892,17 @@ def _read(case: Case, correct: bool) -> tuple[Volume, Bool[np.ndarray, "slice ro
         volume = read_pictures(files, values=case.values)
         return volume, read_mask_pictures(list(case.mask), volume=volume) if case.mask else None
     volume = read_volume(files[0]) if _ARRAYS.search(first) else read_volume(files, correct=correct)
-    mask = list(case.mask) if isinstance(case.mask, tuple) else case.mask
-    return volume, None if mask is None else read_mask(mask, volume)
+    return volume, None if case.mask is None else read_case_mask(case.mask, volume)
+
+
+def read_case_mask(
+    mask: Path | tuple[Path, ...],  # as a `Case` has it
+    volume: Volume,  # the CT it belongs to, no picture
+) -> Bool[np.ndarray, "slice row col"]:
+    "A case's mask on its volume's grid: of lungs in several files, both together. Raises like `read_mask`."
+    if isinstance(mask, tuple) and _ARRAYS.search(mask[0].name):
+        return np.logical_or.reduce([read_mask(one, volume) for one in mask])
+    return read_mask(list(mask) if isinstance(mask, tuple) else mask, volume)
 
 
 def changed(
@@ -827,11 +924,12 @@ def store_case(
     store: Path,  # gets a folder of the case's name
     *,
     correct: bool = False,  # resample missing slices, uneven steps and gantry tilt instead of refusing them
+    verify: bool = False,  # compare what is there with its checksums, too
 ) -> Held | None:  # why the case was left out; None if it is in the store
     "Read one case, prove its mask, and write it into the store, whole or not at all."
     folder = store / _folder_name(case.name)
     try:
-        if _is_built(case, folder, correct):
+        if _is_built(case, folder, correct, verify):
             return None
         sources = fingerprint(case, correct) | {"content": _content(case)}
         with _overheard() as said:
@@ -903,13 +1001,14 @@ def _write_case(
         shutil.rmtree(beside, ignore_errors=True)
         shutil.rmtree(before, ignore_errors=True)
 
-# %% ../nbs/07_cohort.ipynb #168b09a5
+# %% ../nbs/07_cohort.ipynb #76d5dadb
 def build_store(
     cases: Found | Sequence[Case],  # as `find_cases` gives them
     store: Path | str,  # folder to write; cases already in it and unchanged are kept, others leave it
     *,
     workers: int = 1,  # processes; each holds one case in memory
     correct: bool = False,  # resample missing slices, uneven steps and gantry tilt instead of refusing them
+    verify: bool = False,  # read what is in the store, compare checksums, and build again what differs
 ) -> "Store":
     """Write cases into a store; what fails is held back with its reason.
 
@@ -925,20 +1024,29 @@ def build_store(
     store.mkdir(parents=True, exist_ok=True)
     _swept(store)
     results = list(
-        progress(_each(cases, store, workers, correct), "Storing cases", unit="case", total=len(cases))
+        progress(
+            _each(cases, store, workers, correct, verify), "Storing cases", unit="case", total=len(cases)
+        )
     )
     names = [c.name for c, why in zip(cases, results, strict=True) if why is None]
-    held += [why for why in results if why is not None]
+    failed = [why for why in results if why is not None]
     if not names:
-        raise CohortError(f"no case could be stored: {held[0] if held else 'none was given'}")
+        why, more = [*failed, *held], max(0, len(failed) + len(held) - 5)
+        raise CohortError(
+            f"no case could be stored: {'; '.join(map(str, why[:5])) or 'none was given'}"
+            + f"; and {more} more" * bool(more)
+        )
+    held += failed
     listed = {"held": [asdict(h) for h in held], "noted": [asdict(p) for p in found.noted]}
     write_json(store / "store.json", {"format": FORMAT, "kind": found.kind, "cases": names, **listed})
     _emptied(store, {_folder_name(n) for n in names})
     return Store(store)
 
 
-def _each(cases: Sequence[Case], store: Path, workers: int, correct: bool) -> Iterator[Held | None]:
-    work = partial(store_case, store=store, correct=correct)
+def _each(
+    cases: Sequence[Case], store: Path, workers: int, correct: bool, verify: bool
+) -> Iterator[Held | None]:
+    work = partial(store_case, store=store, correct=correct, verify=verify)
     if workers <= 1 or len(cases) < 2:
         yield from map(work, cases)
         return
@@ -977,7 +1085,7 @@ def _emptied(store: Path, keep: set[str]) -> None:
         if path.name not in keep and (path / "case.json").is_file() and (path / "hu.npy").is_file():
             shutil.rmtree(path)
 
-# %% ../nbs/07_cohort.ipynb #2805c221
+# %% ../nbs/07_cohort.ipynb #213ee0d3
 _OWN = (
     "affine",
     "shape",
@@ -1095,13 +1203,14 @@ class Store:
             except CohortError as e:
                 damaged.append(Problem(name, str(e).partition(": ")[2], name))
                 continue
-            for array, kept in case.meta["sha256"].items():
-                if checksum(getattr(case, array)) != kept:
-                    why = f"{array}.npy is not what was written (SHA-256 differs), build the store again"
-                    damaged.append(Problem(name, why, name))
+            for array in _differing(self.path / _folder_name(name), case.meta):
+                why = (
+                    f"{array}.npy is not what was written (SHA-256 differs), build the store with verify=True"
+                )
+                damaged.append(Problem(name, why, name))
         return damaged
 
-# %% ../nbs/07_cohort.ipynb #9c9ba66a
+# %% ../nbs/07_cohort.ipynb #31ddb77e
 def problems(
     what: "Found | Store",
 ) -> "DataFrame":  # one row a problem: case, file, what, consequence ("held" or "used")
@@ -1114,10 +1223,19 @@ def problems(
     else:
         rows += [_row(p, "used") for p in what.noted if p.case in ("", *what.names)]
         metas = {n: what.meta(n) for n in what.names}
-        said = {n: [*m["odd"], *m.get("corrected", ()), *m.get("notes", ())] for n, m in metas.items()}
+        said = {n: [*m["odd"], *(line for key in _SAID for line in _lines(m, key))] for n, m in metas.items()}
         rows += [[n, "", line, "used"] for n, lines in said.items() for line in lines]
         rows += [[n, "", why, "used"] for n, why in _twins(metas)]
     return DataFrame(rows, columns=["case", "file", "what", "consequence"])
+
+
+_SAID = ("corrected", "notes", "note")  # of a volume's provenance
+
+
+def _lines(meta: Mapping[str, Any], key: str) -> list[str]:
+    "What was said when a volume was read: one line, or a list of them."
+    said = meta.get(key) or []
+    return [said] if isinstance(said, str) else list(said)
 
 
 def _row(held: Held, consequence: str) -> list[str]:

@@ -348,8 +348,8 @@ def read_history(
         raise ModelError(f"{path.name}: expected the history of a run, found none")
     return pd.read_csv(path)
 
-# %% ../nbs/12_train.ipynb #80b1b527
-START_ANEW = "start anew in another folder, or with resume=False"
+# %% ../nbs/12_train.ipynb #c3c8803f
+START_ANEW = "start anew in another folder, or with --no-resume (resume=False)"
 
 
 @dataclass

@@ -18,6 +18,7 @@ from lungseg.cohort import (
     Case,
     Store,
     build_store,
+    changed,
     checksum,
     class_balance,
     find_cases,
@@ -28,7 +29,7 @@ from lungseg.cohort import (
 )
 from lungseg.core import CohortError, InputError
 from lungseg.deidentify import deidentify
-from lungseg.phantom import draw_phantom, write_cohort, write_phantom, write_rtstruct
+from lungseg.phantom import draw_phantom, write_cohort, write_phantom, write_rtstruct, write_series
 from lungseg.reading import read_volume
 from lungseg.splits import split_patients
 from lungseg.volume import Volume
@@ -607,3 +608,256 @@ def test_missing_slices_are_refused_or_corrected_when_asked(tmp_path):
     assert len(store.case("LCTSC-Train-S1-000").hu) == 60 and store.meta("LCTSC-Train-S1-000")["corrected"]
     said = problems(store)
     assert "LCTSC-Train-S1-000" in set(said.case) and set(said.consequence) == {"used"}
+
+
+# --- images without masks
+
+
+def test_pictures_without_masks_are_cases_by_the_patients_they_name(tmp_path):
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    for who in ("P01", "P02", "P03"):
+        for k in range(3):
+            picture = Image.fromarray(random.integers(0, 255, (32, 32), np.uint8))
+            picture.save(tmp_path / f"{who}_slice{k}.png")
+    with pytest.raises(CohortError, match="no case with a mask"):
+        find_cases(tmp_path)
+    found = find_cases(tmp_path, alone=True)
+    assert [len(c.image) for c in found.cases] == [3, 3, 3] and not found.held
+    assert len({c.patient for c in found.cases}) == 3 and {c.mask for c in found.cases} == {None}
+    assert all(len({f.name[:3] for f in c.image}) == 1 for c in found.cases)
+
+
+def test_an_image_without_a_mask_is_a_case_when_asked(cohort, tmp_path):
+    data = Path(shutil.copytree(cohort, tmp_path / "data"))
+    (data / "Segmentations" / "Case_002_seg.npz").unlink()
+    (data / "Structures" / "Case_002.dcm").unlink()
+    assert [h.item for h in find_cases(data).held] == ["Case_002"]
+    found = find_cases(data, alone=True)
+    assert [c.name for c in found.cases if c.mask is None] == ["Case_002"] and not found.held
+    assert len(found.cases) == 6
+
+
+def test_all_series_of_a_case_can_be_asked_for(tmp_path):
+    for i in range(2):
+        write_series(tmp_path / "Case_000", z_mm=[0, 2, 4])
+        write_series(tmp_path / "Case_001", z_mm=[0, 2, 4, 6 + i], patient_id="other")
+    with pytest.raises(CohortError, match="2 CT series"):
+        find_cases(tmp_path, alone=True)
+    found = find_cases(tmp_path, series="all", alone=True)
+    assert [c.name for c in found.cases] == [f"Case_00{i}{n}" for i in range(2) for n in ("", "_2")]
+    assert [len(c.image) for c in found.cases] == [3, 3, 4, 4]
+    assert len({c.patient for c in found.cases}) == 2
+
+
+def test_a_store_tells_which_cases_changed_and_is_not_touched(cohort, tmp_path):
+    data = Path(shutil.copytree(cohort, tmp_path / "data"))
+    found = find_cases(data)
+    assert changed(found, tmp_path / "store") == [c.name for c in found.cases]
+    store = build_store(found.cases[:4], tmp_path / "store")
+    mask = data / "Segmentations" / "Case_001_seg.npz"
+    with np.load(mask) as stored:
+        np.savez(mask, masks=np.roll(stored["masks"], 1, 1))
+    before = {p: p.read_bytes() for p in store.path.rglob("*") if p.is_file()}
+    assert changed(found.cases[:4], store.path) == ["Case_001"]
+    assert changed(found.cases[2:5], store.path) == ["Case_000", "Case_001", "Case_004"]
+    assert changed(found.cases[2:4], store.path, correct=True) == [f"Case_00{i}" for i in range(4)]
+    assert {p: p.read_bytes() for p in store.path.rglob("*") if p.is_file()} == before
+
+
+# --- what must not be hidden
+
+
+def two_chests(root: Path, masks: tuple[int, int] = (0, 1)) -> Path:
+    "Two unlike chests on one grid as NIfTI, each with the mask of the one that is said."
+    from lungseg.files import save_nifti
+
+    chests = [draw_phantom(seed=s, size=64, slices=16) for s in (3, 11)]
+    for i, mine in enumerate(masks):
+        save_nifti(chests[i].hu, chests[0].affine, root / f"Case_{i}" / "ct.nii.gz")
+        lungs = np.isin(chests[mine].labels, (2, 3)).astype(np.uint8)
+        save_nifti(lungs, chests[0].affine, root / f"Case_{i}" / "mask.nii.gz")
+    return root
+
+
+def test_the_mask_of_another_patient_is_remarked(tmp_path):
+    right = problems(build_store(find_cases(two_chests(tmp_path / "right")), tmp_path / "a"))
+    wrong = problems(build_store(find_cases(two_chests(tmp_path / "wrong", (1, 0))), tmp_path / "b"))
+    assert not right.what.str.contains("another patient").any()
+    said = wrong[
+        wrong.what.str.contains(r"fits the CT poorly \(0.\d\d, expected 0.6\): another patient's mask\?")
+    ]
+    assert sorted(said.case) == ["Case_0", "Case_1"] and set(said.consequence) == {"used"}
+
+
+def test_own_clinical_masks_are_not_remarked(tmp_path):
+    store = build_store(find_cases(real("lctsc")).cases[:1], tmp_path / "store")
+    assert not problems(store).what.str.contains("another patient").any()
+
+
+def test_what_a_header_contradicts_is_in_the_table(chest, tmp_path):
+    import nibabel as nib
+
+    _, volume, lungs = chest
+    for name, move in (("apart", 30.0), ("identity", None)):
+        (tmp_path / name).mkdir()
+        for what, array in (("ct", volume.array), ("mask", lungs.astype(np.uint8))):
+            image = nib.Nifti1Image(array.transpose(2, 1, 0), np.diag([-4.0, -4.0, 5.0, 1.0]))
+            image.set_sform(np.eye(4) if move is None else image.affine, 1)
+            form = np.eye(4) if move is None else image.affine.copy()
+            form[0, 3] += move or 0
+            image.set_qform(form, 1)
+            nib.save(image, tmp_path / name / f"{what}.nii.gz")
+    table = problems(build_store(find_cases(tmp_path), tmp_path / "store"))
+    said = table.case + ": " + table.what
+    assert said.str.contains("apart: sform and qform lie up to").any()
+    assert said.str.contains("identity: .*affine is the identity").any()
+
+
+@pytest.mark.parametrize("key", ["note", "notes"])
+def test_a_note_is_read_as_a_line_or_as_a_list(cohort, tmp_path, key):
+    store = build_store(find_cases(cohort).cases[:1], tmp_path / "store")
+    path = store.path / "Case_000" / "case.json"
+    line = "sform and qform lie up to 3 mm apart"
+    for said in (line, [line]):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {key: said}))
+        assert problems(store).what.tolist().count(line) == 1
+
+
+def test_new_numbers_beside_an_old_header_are_noticed(chest, tmp_path):
+    import SimpleITK as sitk
+
+    _, volume, lungs = chest
+    data = tmp_path / "data" / "Case_0"
+    data.mkdir(parents=True)
+    for name, array in (("ct", volume.array), ("mask", lungs.astype(np.uint8))):
+        sitk.WriteImage(sitk.GetImageFromArray(array), str(data / f"{name}.mhd"))
+    store = build_store(find_cases(tmp_path / "data"), tmp_path / "store")
+    before = store.case("Case_0").hu[0].copy()
+    np.where(lungs, volume.array - 5, volume.array).astype(np.int16)[::-1].tofile(data / "ct.raw")
+    assert changed(find_cases(tmp_path / "data"), tmp_path / "store") == ["Case_0"]
+    store = build_store(find_cases(tmp_path / "data"), tmp_path / "store")
+    assert not np.array_equal(store.case("Case_0").hu[0], before)
+
+
+def test_a_flipped_bit_is_mended_when_asked(cohort, tmp_path):
+    found = find_cases(cohort).cases[:2]
+    store = build_store(found, tmp_path / "store")
+    path = store.path / "Case_001" / "mask.npy"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    kept = (store.path / "Case_000" / "hu.npy").stat().st_mtime_ns
+    (said,) = build_store(found, tmp_path / "store").verify()
+    assert said.case == "Case_001" and "verify=True" in said.reason
+    assert build_store(found, tmp_path / "store", verify=True, workers=2).verify() == []
+    assert path.read_bytes() == whole
+    assert (store.path / "Case_000" / "hu.npy").stat().st_mtime_ns == kept
+
+
+def test_where_nothing_can_be_stored_the_reasons_are_told(tmp_path):
+    for i in range(7):
+        np.savez(tmp_path / f"c{i}.npz", hu=np.zeros((4, 8, 8), np.int16), mask=np.ones((3, 8, 8), np.uint8))
+    np.savez(tmp_path / "stray_seg.npz", masks=np.ones((3, 4, 5), np.uint8))
+    with pytest.raises(CohortError) as raised:
+        build_store(find_cases(tmp_path), tmp_path / "store")
+    told = str(raised.value)
+    assert told.startswith("no case could be stored: c0: ") and told.endswith("; and 3 more")
+    assert "c4: " in told and "c5" not in told and "stray" not in told and "\n" not in told
+
+
+# --- whose is it
+
+
+@pytest.mark.parametrize("folder", ["", "hospital"])
+def test_patients_whose_files_share_a_folder_are_told_apart(tmp_path, folder):
+    data = tmp_path / "data"
+    for i, who in enumerate(("LUNG-07", "lung_12")):
+        phantom = draw_phantom(seed=i, size=48, slices=10)
+        for file in write_phantom(phantom, tmp_path / "x", patient_id=who):
+            (data / folder).mkdir(parents=True, exist_ok=True)
+            file.rename(data / folder / f"{i}_{file.name}")
+        np.savez(data / folder / f"{who}_seg.npz", masks=np.isin(phantom.labels, (2, 3)))
+    found = find_cases(data)
+    shared = folder or "data"
+    assert [c.name for c in found.cases] == [f"{shared}_1", f"{shared}_2"] and not found.held
+    assert [c.mask.name for c in found.cases] == ["LUNG-07_seg.npz", "lung_12_seg.npz"]
+    assert len({c.patient for c in found.cases}) == 2
+    assert build_store(found, tmp_path / "store").names == [f"{shared}_1", f"{shared}_2"]
+    (data / folder / "lung_12_seg.npz").rename(data / folder / "mask.npz")
+    (held,) = [h for h in find_cases(data).held if h.item == f"{shared}_2"]
+    assert "no mask found" in held.reason  # the folder's only nameless mask is nobody's
+
+
+def test_one_series_uid_for_two_patients_makes_two_cases(tmp_path):
+    for i in range(2):
+        phantom = draw_phantom(seed=i, size=48, slices=10)
+        files = write_phantom(phantom, tmp_path / "d" / f"C{i}", patient_id=f"P{i}", key=str(i))
+        for file in files:
+            ds = dcmread(file)
+            ds.SeriesInstanceUID, ds.FrameOfReferenceUID = "1.2.3", "1.2.4"
+            ds.save_as(file)
+        ds = dcmread(write_rtstruct(phantom, files, tmp_path / "d" / f"s{1 - i}.dcm"))
+        ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = f"1.2.5.{i}"
+        ds.save_as(tmp_path / "d" / f"s{1 - i}.dcm")
+    found = find_cases(tmp_path / "d")
+    assert [(c.name, len(c.image), c.mask.name) for c in found.cases] == [
+        ("C0", 10, "s1.dcm"),
+        ("C1", 10, "s0.dcm"),
+    ]
+    assert all({f.parent.name for f in c.image} == {c.name} for c in found.cases)
+    assert len({c.patient for c in found.cases}) == 2
+    assert not any("another patient" in line for line in problems(build_store(found, tmp_path / "s")).what)
+
+
+# --- lungs in several files
+
+
+@pytest.mark.parametrize(
+    "image, left, right",
+    [
+        ("s{}/ct", "s{}/segmentations/left_lung", "s{}/segmentations/right_lung"),
+        ("s{}/ct", "s{}/lung_left", "s{}/lung_right"),
+        ("images/s{}", "masks/s{}_lung_left", "masks/s{}_lung_right"),
+        ("images/s{}_0000", "labels/s{}_left-lung", "labels/s{}_right-lung"),
+    ],
+)
+def test_left_and_right_lung_in_two_files_are_one_mask(tmp_path, image, left, right):
+    from lungseg.files import save_nifti
+
+    phantom, volume, lungs = (p := draw_phantom(seed=5, size=48, slices=10)), p.hu, np.isin(p.labels, (2, 3))
+    for i in range(2):
+        save_nifti(volume, phantom.affine, tmp_path / "d" / f"{image.format(i)}.nii.gz")
+        for name, label in ((left, 2), (right, 3), (left.replace("lung", "kidney"), 6)):
+            mask = (phantom.labels == label).astype(np.uint8)
+            save_nifti(mask, phantom.affine, tmp_path / "d" / f"{name.format(i)}.nii.gz")
+    found = find_cases(tmp_path / "d")
+    assert len(found.cases) == 2 and all(len(c.mask) == 2 for c in found.cases)
+    store = build_store(found, tmp_path / "store")
+    assert all(store.case(n).mask.sum() == lungs.sum() for n in store.names) and len(store) == 2
+    assert not problems(store).what.str.contains("another patient").any()
+
+
+def test_five_lobes_are_a_mask_and_four_are_not(tmp_path):
+    from lungseg.files import save_nifti
+
+    phantom = draw_phantom(seed=5, size=48, slices=10)
+    save_nifti(phantom.hu, phantom.affine, tmp_path / "s0" / "ct.nii.gz")
+    lobes = [
+        "upper_lobe_left",
+        "lower_lobe_left",
+        "upper_lobe_right",
+        "middle_lobe_right",
+        "lower_lobe_right",
+    ]
+    for i, lobe in enumerate([*lobes, "vessels"]):
+        part = np.isin(phantom.labels, (2, 3)) & (np.arange(48) % 5 == i)
+        path = tmp_path / "s0" / "segmentations" / f"lung_{lobe}.nii.gz"
+        save_nifti(part.astype(np.uint8), phantom.affine, path)
+    (case,) = find_cases(tmp_path).cases
+    assert sorted(f.name[5:-7] for f in case.mask) == sorted(lobes)
+    (tmp_path / "s0" / "segmentations" / "lung_middle_lobe_right.nii.gz").unlink()
+    with pytest.raises(
+        CohortError, match=r"5 masks .* expected one, or a left and a right lung by their names"
+    ):
+        find_cases(tmp_path)

@@ -17,6 +17,7 @@ from lungseg.splits import (
     _slices_of,
     _swapped,
     balanced_split,
+    check_how,
     check_leaks,
     chosen_split,
     given_split,
@@ -339,13 +340,56 @@ def test_a_kept_split_that_does_not_fit_says_why(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["[]", "{}", "not JSON", '{"format": 9, "folds": [{}]}', '{"format": 1, "folds": []}']
+    "text",
+    [
+        *("[]", "{}", "not JSON", '{"format": 9, "folds": [{}]}', '{"format": 1, "folds": []}'),
+        *('{"learn": ["Case_000"]}', '{"train": "Case_000"}', '{"format": 1, "folds": {"train": []}}'),
+    ],
 )
 def test_a_file_that_is_no_split_is_one_line(tmp_path, text):
     (tmp_path / "s.json").write_text(text)
     with pytest.raises(InputError) as raised:
         load_split(tmp_path / "s.json", cohort(4, 0))
     assert "s.json: expected" in str(raised.value) and "\n" not in str(raised.value)
+    assert "JSON" in text or '{"train": [...]' in str(raised.value)
+    with pytest.raises(InputError, match=r"s\.json: expected"):
+        check_how(tmp_path / "s.json")
+
+
+def test_how_to_split_is_checked_before_anything_else(tmp_path):
+    for how in ("drawn", "balanced", "given", "lctsc", ["Case_000"]):
+        check_how(how)
+    for how in ("random", tmp_path / "absent.json", str(tmp_path / "absent.json")):
+        with pytest.raises(InputError) as raised:
+            check_how(how)
+        assert str(tmp_path) not in str(raised.value)
+
+
+def test_two_recipes_share_the_split_that_a_run_kept(tmp_path):
+    store = cohort(8, 4, repeats=2)
+    split = split_patients(store, seed=9)
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps(split))
+    check_how(path)
+    assert load_split(path, store) == split == chosen_split(store, str(path))[0]
+    leak = split["test"][0]
+    for wrong, words in (
+        (split | {"test": split["test"][1:]}, "in no part"),
+        (split | {"train": [*split["train"], "Case_999"]}, "not with a mask"),
+        (split | {"train": [*split["train"], leak]}, "came twice"),
+    ):
+        path.write_text(json.dumps(wrong))
+        with pytest.raises(CohortError, match=words):
+            load_split(path, store)
+
+
+def test_proportions_that_nobody_states_are_not_claimed():
+    store = cohort(8, 4)
+    assert chosen_split(store)[1].endswith("in the proportions of PatientSex")
+    for meta in store.metas.values():
+        meta["PatientSex"] = None
+    assert chosen_split(store)[1] == "drawn with seed 0"
+    assert chosen_split(store, stratify=("PatientSex", "PatientAge"))[1].endswith("of PatientAge")
 
 
 def test_a_broken_fold_is_an_input_error(tmp_path):

@@ -141,7 +141,7 @@ def test_a_run_on_other_data_under_the_same_names_is_refused(
     if not finished:
         (run / "run.json").unlink()
     other = changed(store, tmp_path / "other", case, array, to)
-    expected = rf"other data \({case}\); start anew in another folder, or with resume=False"
+    expected = rf"other data \({case}\); start anew in another folder, or with --no-resume"
     with pytest.raises(ModelError, match=expected):
         train(other, split, TINY, run)
     assert same_weights(train(store, split, TINY, run), calm)
