@@ -7,7 +7,7 @@ __all__ = ['ORDERS', 'AXES', 'LUNG_AIR_HU', 'MIN_SCORE', 'MIN_LEAD', 'USUAL_KEYS
            'placings', 'agreement', 'place_mask', 'binary', 'npz_mask', 'sides', 'read_mask', 'labelled', 'dicom_kind',
            'write_mask', 'by_side']
 
-# %% ../nbs/05_masks.ipynb #87067a55
+# %% ../nbs/05_masks.ipynb #9c747678
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -19,20 +19,22 @@ from jaxtyping import Bool, Float, Shaped
 from pydicom import dcmread
 
 from .contours import chosen, read_rtstruct, write_rtstruct
-from .core import InputError, Mask, MaskError, writing
-from .files import file_facts, load_metaimage, load_nifti, load_nrrd, npz_affine, npz_arrays
+from .core import Affine, InputError, Mask, MaskError, writing
+from .files import NPZ_SPACE, file_facts, load_metaimage, load_nifti, load_nrrd, npz_affine, npz_arrays
 from .files import nrrd_segments, save_nifti, save_nrrd
 from .pictures import mask_geometry, read_mask_pictures, write_mask_pictures
 from .reading import PICTURES, suffix_of
 from .segments import read_seg, write_seg
-from .volume import Volume, on_grid, reordered
+from .volume import Volume, box_around, on_grid, reordered, uncropped
 
-# %% ../nbs/05_masks.ipynb #9f0619d3
+# %% ../nbs/05_masks.ipynb #ee21a876
 ORDERS = {
     (0, 1, 2): "slice, row, column",
     (2, 0, 1): "row, column, slice",
     (2, 1, 0): "column, row, slice",
     (0, 2, 1): "slice, column, row",
+    (1, 0, 2): "row, slice, column",
+    (1, 2, 0): "column, slice, row",
 }
 AXES = ("slices", "rows", "columns")
 
@@ -86,7 +88,7 @@ def agreement(
     "How well a mask agrees with the CT: lungs are air, and what surrounds them is not."
     return float(air[inside].mean() - air[around].mean())
 
-# %% ../nbs/05_masks.ipynb #c015f06f
+# %% ../nbs/05_masks.ipynb #1581d38f
 MIN_SCORE, MIN_LEAD = 0.6, 0.05
 
 
@@ -120,11 +122,16 @@ def place_mask(
     best, *rest = np.argsort(scores)[::-1]
     lead = scores[best] - scores[rest[0]] if rest else 1.0
     way = Placing(ways[best].order, ways[best].flips, scores[best], lead)
-    if way.score < MIN_SCORE or lead < MIN_LEAD:
-        rival = f", next {scores[rest[0]]:.2f} {ways[rest[0]]}" if rest else ""
+    if way.score < MIN_SCORE:
+        why = "another case's mask?" if volume.hu_known else "its values are not known to be HU"
         raise MaskError(
-            f"{name}: how it lies cannot be proved: best {way.score:.2f} {way}{rival} "
-            f"(expected at least {MIN_SCORE} and {MIN_LEAD} ahead)"
+            f"{name}: does not fit this CT in any orientation (best agreement {way.score:.2f}, "
+            f"expected at least {MIN_SCORE}): {why}"
+        )
+    if lead < MIN_LEAD:
+        raise MaskError(
+            f"{name}: how it lies cannot be proved: {way} and {ways[rest[0]]} fit this CT about equally "
+            f"(agreement {way.score:.2f} and {scores[rest[0]]:.2f}, expected {MIN_LEAD} apart)"
         )
     return np.ascontiguousarray(reordered(mask, way.order, way.flips)), way
 
@@ -142,9 +149,76 @@ def binary(
         raise MaskError(f"{name}: values from {stored.min():g} to {stored.max():g}, expected labels from 0")
     return stored if stored.dtype == bool else stored > (0.5 if stored.dtype.kind == "f" else 0)
 
-# %% ../nbs/05_masks.ipynb #be72b99d
+# %% ../nbs/05_masks.ipynb #6960592d
+def _label_sizes(
+    values: Shaped[np.ndarray, "n"],  # of the voxels inside a mask
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # the labels, the number of each voxel's, voxels of each
+    "Which labels there are; one for all if the values are fractions."
+    if values.dtype.kind == "f" and (values != np.rint(values)).any():
+        values = np.ones(len(values), np.uint8)
+    return np.unique(values, return_inverse=True, return_counts=True)
+
+
+def _check_labels(
+    placed: Shaped[np.ndarray, "slice row col"],  # a map of labels, on the volume's grid
+    volume: Volume,
+    name: str,  # the file's
+) -> None:
+    "Raise `MaskError` if some of several labels are not lungs, or if that cannot be known."
+    inside = placed > 0
+    labels, which, sizes = _label_sizes(placed[inside])
+    air = np.bincount(which, weights=volume.array[inside] < LUNG_AIR_HU) > sizes / 2
+    if len(labels) < 2 or (air.all() if volume.hu_known else len(labels) == 2):
+        return
+    kinds = np.where(air, ", air", ", not air") if volume.hu_known else [""] * len(labels)
+    listed = [f"{x:g} ({n} voxels{kind})" for x, n, kind in zip(labels, sizes, kinds, strict=True)]
+    why = "not all of them lungs" if volume.hu_known else "the CT's values are not known to be HU"
+    raise MaskError(f"{name}: {_several(listed)}, {why}: name the lungs by roi= or --roi")
+
+
+def _several(listed: Sequence[str]) -> str:
+    more = f" and {len(listed) - 12} more" if len(listed) > 12 else ""
+    return f"{len(listed)} labels: {', '.join(listed[:12])}{more}"
+
+
+def _laid(
+    stored: Shaped[np.ndarray, "..."],  # a mask or a map of labels
+    affine: Affine | None,  # its indices to mm, LPS; None if the HU have to prove how it lies
+    volume: Volume,
+    name: str,  # the file's
+) -> tuple[Mask, Placing | None]:  # how it lay; None if that was stated
+    "A mask on its volume's grid, its labels joined if they are lungs. Raises `MaskError`."
+    if affine is not None:
+        placed, way = on_grid(stored, affine, volume, name), None
+        mask = binary(placed, name)
+    else:
+        inside = binary(stored, name)
+        try:
+            mask, way = place_mask(inside, volume, name)
+        except MaskError as e:
+            labels, _, sizes = _label_sizes(stored[inside])
+            if len(labels) < 2 or not list(placings(stored.shape, volume.shape)):
+                raise
+            listed = _several([f"{x:g} ({n} voxels)" for x, n in zip(labels, sizes, strict=True)])
+            raise MaskError(f"{e}; or not all lungs ({listed}): name those by roi= or --roi") from None
+        placed = reordered(stored, way.order, way.flips)
+    if stored.dtype != bool:
+        _check_labels(placed, volume, name)
+    return mask, way
+
+# %% ../nbs/05_masks.ipynb #60ef0f26
 USUAL_KEYS = ("masks", "mask", "lungs", "lung", "seg", "segmentation", "labels", "label", "arr_0")
-NOT_MASKS = ("hu", "image", "affine", "spacing_mm", "spacing_zyx", "origin_xyz")
+NOT_MASKS = (
+    "hu",
+    "image",
+    "affine",
+    "space",
+    "spacing_mm",
+    "spacing_zyx",
+    "spacing_xyz",
+    "origin_xyz",
+    "hu_known",
+)
 
 
 def _mask_key(
@@ -171,50 +245,91 @@ def npz_mask(
     volume: Volume,  # the CT it belongs to
     *,
     key: str | None = None,  # the array's name; found if there is only one candidate
-    roi: int | Sequence | None = None,  # labels that are wanted; None for all
+    roi: int | Sequence | None = None,  # labels that are wanted; None for all, which must be lungs
 ) -> tuple[Mask, Placing | None]:  # how it lay; None if the file states an affine, which was compared
     "Read a mask from npz onto its volume's grid. Raises `MaskError` like `place_mask`, `InputError` if it is no npz."
     path = Path(path)
     arrays = npz_arrays(path)
     stored = labelled(arrays[_mask_key(arrays, key, path.name)], roi, path.name)
-    if stored.ndim == 3 and "affine" in arrays and volume.spacing_known:
-        return on_grid(binary(stored, path.name), npz_affine(arrays)[0], volume, path.name), None
-    return place_mask(stored, volume, path.name)
+    stated = stored.ndim == 3 and "affine" in arrays and volume.spacing_known
+    return _laid(stored, npz_affine(arrays, path.name)[0] if stated else None, volume, path.name)
 
-# %% ../nbs/05_masks.ipynb #46f7a588
+# %% ../nbs/05_masks.ipynb #4c0a0beb
 def sides(
     mask: Mask,  # both lungs
     volume: Volume,  # the CT it belongs to
 ) -> tuple[Mask, Mask]:  # the patient's left lung and right lung; both empty if the mask is
-    "Tell the left lung from the right by the patient's x axis. Raises `MaskError` if the shapes differ."
-    from scipy import ndimage as ndi
+    """Tell the left lung from the right by the patient's x axis.
 
+    Where `provenance` has `orientation_known` false, so is the x axis: the sides are then those of the usual display.
+    Raises `MaskError` if the shapes differ.
+    """
     if mask.shape != volume.shape:
         raise MaskError(f"mask: shape {mask.shape}, expected the volume's {volume.shape}")
-    cores, two = mask, []
-    while cores.any():
-        labels, _ = ndi.label(cores)
-        sizes = np.bincount(labels.ravel())[1:]
-        two = np.argsort(sizes)[::-1][:2] + 1
-        if len(two) == 2 and sizes[two[1] - 1] * 5 > sizes[two[0] - 1]:  # a lung, not a crumb
-            break
-        cores, two = ndi.binary_erosion(cores), []
-    if len(two) == 0:  # one lung, or none: no part of it is on both sides
-        x = _mean_x(mask, volume) if mask.any() else 0.0
+    box = box_around(mask)
+    pieces = _two_pieces(mask[box], volume)
+    if pieces is None:  # one lung, or none: no part of it is on both sides
+        x = volume.index_to_mm(_middle(mask))[0] if mask.any() else 0.0
         middle = volume.index_to_mm((np.array(volume.shape) - 1) / 2)[0]
         nothing = np.zeros_like(mask)
         return (mask.copy(), nothing) if x > middle else (nothing, mask.copy())
-    a, b = (labels == n for n in two)
-    nearest = ndi.distance_transform_edt(~(a | b), return_distances=False, return_indices=True)
-    to_a = a[tuple(nearest)] & mask
-    left_is_a = _mean_x(a, volume) > _mean_x(b, volume)
-    return (to_a, mask & ~to_a) if left_is_a else (mask & ~to_a, to_a)
+    a, b = pieces
+    to_a = a | _nearer(mask[box] & ~(a | b), a, b)
+    first = uncropped(to_a, box, mask.shape, False)
+    second = mask & ~first
+    return (first, second) if _apart(a, b, volume)[0] > 0 else (second, first)
 
 
-def _mean_x(mask: Mask, volume: Volume) -> float:
-    return float(volume.index_to_mm(np.argwhere(mask).mean(axis=0))[0])
+def _two_pieces(
+    mask: Mask,  # both lungs, perhaps touching
+    volume: Volume,  # which tells where its axes run
+) -> tuple[Mask, Mask] | None:  # the cores of two lungs; None if there are no two
+    "The two largest pieces of a mask, after as much wearing down as it takes to part them from side to side."
+    from scipy import ndimage as ndi
 
-# %% ../nbs/05_masks.ipynb #69fefa09
+    least = np.count_nonzero(mask) / 20  # what is left of it may be anything
+    while np.count_nonzero(mask) > least:
+        labels, _ = ndi.label(mask)
+        sizes = np.bincount(labels.ravel())[1:]
+        two = np.argsort(sizes)[::-1][:2] + 1
+        if len(two) == 2 and sizes[two[1] - 1] * 5 > sizes[two[0] - 1]:  # a lung, not a crumb
+            a, b = (labels == n for n in two)
+            x, y, z = np.abs(_apart(a, b, volume))
+            if x > max(y, z):  # not the upper and the lower half of one lung
+                return a, b
+        mask = ndi.binary_erosion(mask)
+    return None
+
+
+def _nearer(
+    rest: Mask,  # voxels of neither piece
+    a: Mask,
+    b: Mask,
+) -> Mask:  # those that are nearer to `a`
+    "What lies nearer to one piece than to another, in voxels; only the pieces' surfaces are searched."
+    from scipy import ndimage as ndi
+    from scipy.spatial import cKDTree
+
+    nearer = np.zeros_like(rest)
+    places = np.argwhere(rest)
+    if len(places):
+        both = a | b
+        skin = np.argwhere(both & ~ndi.binary_erosion(both))
+        nearest = skin[cKDTree(skin, balanced_tree=False).query(places)[1]]
+        nearer[tuple(places.T)] = a[tuple(nearest.T)]
+    return nearer
+
+
+def _middle(mask: Mask) -> np.ndarray:  # indices
+    return np.argwhere(mask).mean(axis=0)
+
+
+def _apart(
+    a: Mask, b: Mask, volume: Volume
+) -> np.ndarray:  # x, y, z in mm, from the middle of `b` to that of `a`
+    return volume.affine[:3, :3] @ (_middle(a) - _middle(b))
+
+# %% ../nbs/05_masks.ipynb #ae159b5f
 def read_mask(
     path: Path
     | str
@@ -225,9 +340,15 @@ def read_mask(
     roi: str
     | int
     | Sequence
-    | None = None,  # names of ROIs or segments, or labels; by default the lungs, or all labels
+    | None = None,  # names of ROIs or segments, or labels; by default the lungs, or all labels if each is air
 ) -> Mask:  # on the volume's grid
-    "Read a mask, whatever it is stored as. Raises `MaskError` if it does not fit, `InputError` if it cannot be read."
+    """Read a mask, whatever it is stored as.
+
+    `key` is for npz files with more than one array that could be the mask. `roi` chooses among what a file holds: ROIs of
+    an RTSTRUCT and segments of SEG or `.seg.nrrd` by name (segments by number from 1, too), labels of a label map by number;
+    one, or a list to be joined. Without it, names that say lung are taken, and labels that are air.
+    Raises `MaskError` if it does not fit, `InputError` if it cannot be read.
+    """
     if isinstance(path, Sequence) and not isinstance(path, str):
         return _from_pictures([Path(p) for p in path], volume, roi)
     path = Path(path)
@@ -259,9 +380,8 @@ def _from_file(path: Path, volume: Volume, roi: str | int | Sequence | None) -> 
         stored, affine = LOADERS[suffix_of(path)](path)
         stored = labelled(stored, roi, path.name)
     facts = file_facts(path)
-    if not (volume.spacing_known and facts.get("spacing_known", True) and facts["orientation_known"]):
-        return place_mask(stored, volume, path.name)[0]
-    return on_grid(binary(stored, path.name), affine, volume, path.name)
+    stated = volume.spacing_known and facts.get("spacing_known", True) and facts["orientation_known"]
+    return _laid(stored, affine if stated else None, volume, path.name)[0]
 
 
 def _segments(names: Sequence[str], roi: str | int | Sequence | None, name: str) -> list[str]:
@@ -323,7 +443,7 @@ def dicom_kind(
     except Exception:  # whatever a file that is no DICOM provokes in the parser
         return ""
 
-# %% ../nbs/05_masks.ipynb #076be6f7
+# %% ../nbs/05_masks.ipynb #e1e24d0a
 def write_mask(
     mask: Mask,
     volume: Volume,  # the CT it belongs to
@@ -331,19 +451,24 @@ def write_mask(
     *,
     ct: Sequence[Path] | None = None,  # the DICOM files of the volume's series, for seg.dcm and rtstruct.dcm
 ) -> Path:
-    "Write a mask with its volume's geometry. Raises `MaskError` if their shapes differ, `InputError` for another format."
+    """Write a mask with its volume's geometry.
+
+    seg.dcm and rtstruct.dcm refer to the slices of the CT by their UIDs, so they need `ct`: all DICOM files that the volume
+    was read from, in any order. The other formats do without.
+    Raises `MaskError` if the shapes differ, `InputError` for another format or without the `ct` that it needs.
+    """
     path, suffix = Path(path), suffix_of(path)
     if mask.shape != volume.shape:
         raise MaskError(f"mask: shape {mask.shape}, expected the volume's {volume.shape}")
     if suffix in (".nii", ".nii.gz"):
-        return save_nifti(mask.astype(np.uint8), volume.affine, path)
+        return save_nifti(mask.astype(np.uint8), volume.affine, path, known=volume.spacing_known)
     if suffix == ".nrrd":
-        return save_nrrd(mask.astype(np.uint8), volume.affine, path)
+        return save_nrrd(mask.astype(np.uint8), volume.affine, path, known=volume.spacing_known)
     if path.name.lower().endswith(("seg.dcm", "rtstruct.dcm")):
         if not ct:
-            raise InputError(
-                f"{path.name}: refers to the slices of a DICOM series, but the volume came from none"
-            )
+            dicom = "SeriesInstanceUID" in volume.provenance
+            why = "pass ct=, the series' files" if dicom else "but the volume came from none"
+            raise InputError(f"{path.name}: refers to the slices of a DICOM series, {why}")
         write = write_seg if path.name.lower().endswith("seg.dcm") else write_rtstruct
         return write(by_side(mask, volume), volume, path, ct=ct)
     if not suffix:
@@ -353,9 +478,8 @@ def write_mask(
         raise InputError(
             f"{path.name}: expected .nii, .nii.gz, .nrrd, .npz, seg.dcm, rtstruct.dcm or a folder"
         )
-    geometry = (
-        {"affine": volume.affine, "spacing_mm": np.array(volume.spacing_mm)} if volume.spacing_known else {}
-    )
+    geometry = {"affine": volume.affine, "space": NPZ_SPACE, "spacing_mm": np.array(volume.spacing_mm)}
+    geometry = geometry if volume.spacing_known else {}
     with writing(path) as beside:
         np.savez_compressed(beside, mask=mask.astype(np.uint8), **geometry)
     return path
