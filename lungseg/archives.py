@@ -32,7 +32,7 @@ from pydicom.uid import MediaStorageDirectoryStorage
 
 from .core import Held, InputError, progress
 
-# %% ../nbs/02g_archives.ipynb #36d1e2eb
+# %% ../nbs/02g_archives.ipynb #86a62de9
 def member_path(
     member: str,  # as the archive calls it
     archive: str,  # its name, for the message
@@ -121,7 +121,7 @@ class _Sparing:
             raise tarfile.ReadError("header too long")
         return self._read(size)
 
-# %% ../nbs/02g_archives.ipynb #d02ad9ff
+# %% ../nbs/02g_archives.ipynb #8741eee5
 MAX_RATIO = 100  # unpacked to packed; deflate itself reaches 1032
 FREE_BYTES = 1 << 30  # any archive may give so much
 MAX_MEMBERS = 1_000_000
@@ -209,7 +209,7 @@ def _claim(
             )
     return is_folder
 
-# %% ../nbs/02g_archives.ipynb #7b15bdd4
+# %% ../nbs/02g_archives.ipynb #f245ef73
 _SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2")
 
 
@@ -217,7 +217,12 @@ def is_archive(
     path: Path,
 ) -> bool:
     "Whether a file's name says that it is an archive which `unpacked` can open."
-    return path.is_file() and path.name.lower().endswith(_SUFFIXES)
+    return path.is_file() and bool(_suffix(path))
+
+
+def _suffix(path: Path) -> str:
+    "The longest end of a file's name that says it is an archive."
+    return max((s for s in _SUFFIXES if path.name.lower().endswith(s)), key=len, default="")
 
 
 @contextmanager
@@ -225,7 +230,7 @@ def unpacked(
     path: Path,  # a zip, tar, tar.gz or tar.bz2 archive
     *,
     limit_bytes: int | None = None,  # what it may unpack to; None: 100 times its size, or a gigabyte
-) -> Iterator[Path]:  # a folder with its contents, gone after the block
+) -> Iterator[Path]:  # a folder with its contents and its name, gone after the block
     """Unpack an archive into a temporary folder.
 
     Raises `InputError`, naming archive and member, if it is broken, encrypted or a bomb, if a member would lie outside
@@ -237,7 +242,8 @@ def unpacked(
             f"{path.name}: expected an archive, found {'a folder' if path.exists() else 'nothing'}"
         )
     with TemporaryDirectory(prefix="lungseg-", ignore_cleanup_errors=True) as d:
-        folder = Path(d).resolve()
+        folder = Path(d).resolve() / (path.name[: -len(_suffix(path)) or None] or path.name)
+        folder.mkdir()
         room = shutil.disk_usage(folder).free
         limit = limit_bytes or max(FREE_BYTES, MAX_RATIO * path.stat().st_size)
         budget = _Budget(path.name, min(limit, room))

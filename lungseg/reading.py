@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['READERS', 'ARCHIVES', 'PICTURES', 'suffix_of', 'is_volume_file', 'is_dicomdir', 'not_there', 'opened', 'read_volume']
 
-# %% ../nbs/04f_reading.ipynb #5cd1c018
+# %% ../nbs/04f_reading.ipynb #8a2e35c3
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from .archives import dicomdir_files, unpacked
-from .core import GeometryError, Held, InputError, SeriesError
+from .archives import dicomdir_files, nested_archives, unpacked
+from .core import GeometryError, Held, InputError, LungsegError, SeriesError
 from .dicom import find_dicom
 from .files import read_metaimage, read_nifti, read_npz, read_nrrd
 from .pictures import read_pictures
@@ -50,18 +50,22 @@ def is_volume_file(
     "Whether a file's name says that it holds one whole volume, or one whole mask."
     return suffix_of(path) in READERS
 
-# %% ../nbs/04f_reading.ipynb #b016aa5a
+# %% ../nbs/04f_reading.ipynb #c5bd2a5d
+_CLOSED: dict[Path, list[Held]] = {}  # by what `opened` gave, as long as it is open
+
+
 def is_dicomdir(path: Path) -> bool:
     "Whether a file is the table of contents of a DICOM disc, by its name."
     return path.name.upper() == "DICOMDIR" and path.is_file()
 
 
 def not_there(
-    place: Path,  # a folder
-) -> list[Held]:  # by what a DICOMDIR calls them
-    "The files that DICOMDIRs below a folder list, and that are missing."
+    place: Path,  # a folder, as `opened` gives it
+) -> list[Held]:
+    "What a folder promises and does not give: files that DICOMDIRs list, archives that could not be opened."
     discs = [f for f in sorted(place.rglob("*")) if is_dicomdir(f)]
-    return [held for disc in discs for held in dicomdir_files(disc)[1]]
+    missing = [held for disc in discs for held in dicomdir_files(disc.resolve())[1]]
+    return [*_CLOSED.get(place, ()), *missing]
 
 
 @contextmanager
@@ -70,37 +74,75 @@ def opened(
 ) -> Iterator[Path]:  # the same path, the folder of a DICOMDIR, or a folder that is removed afterwards
     """Look into archives as if they were folders; the path itself is never changed.
 
-    Raises `InputError` if an archive is unsafe or broken.
+    Raises `InputError` if the path is an archive that is unsafe or broken, or holds nothing but such.
+    What fails in the block says which archives stayed closed.
     """
     path = Path(path)
-    if path.is_file() and suffix_of(path) in ARCHIVES:
-        with unpacked(path) as folder:
-            yield folder
-        return
     if is_dicomdir(path):
         path = path.parent
-    inside = (
-        [f for f in sorted(path.rglob("*")) if f.is_file() and suffix_of(f) in ARCHIVES]
-        if path.is_dir()
-        else []
-    )
-    if not inside:
+    single = path.is_file() and suffix_of(path) in ARCHIVES
+    every = sorted(path.rglob("*")) if path.is_dir() else []
+    if not single and not any(
+        suffix_of(f) in ARCHIVES or (_is_hidden(f, path) and f.is_dir()) for f in every
+    ):
         yield path
         return
-    with TemporaryDirectory(prefix="lungseg-") as d:
-        whole = Path(d) / path.resolve().name
-        for file in sorted(path.rglob("*")):
-            there = whole / file.relative_to(path)
-            if file in inside:
-                there = there.with_name(there.name[: -len(suffix_of(file))])
-                with unpacked(file) as folder:
-                    shutil.copytree(folder, there, copy_function=shutil.move, dirs_exist_ok=True)
-            elif file.is_file():
-                there.parent.mkdir(parents=True, exist_ok=True)
-                there.symlink_to(file.resolve())
-        yield whole
+    with unpacked(path) if single else TemporaryDirectory(prefix="lungseg-") as d:
+        place = Path(d) if single else Path(d) / path.resolve().name
+        closed = _without_archives(place) if single else _beside(path, every, place)
+        if closed and not any(p.is_file() for p in place.rglob("*")):
+            raise InputError(f"{path.name}: {closed[0]}")
+        _CLOSED[place] = closed
+        try:
+            yield place
+        except LungsegError as e:
+            if closed:  # what was looked for may be in one of them
+                more = f", and {len(closed) - 1} more" if len(closed) > 1 else ""
+                raise type(e)(f"{e}; {closed[0]}{more}") from None
+            raise
+        finally:
+            del _CLOSED[place]
 
-# %% ../nbs/04f_reading.ipynb #19bdb73a
+
+def _is_hidden(file: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
+
+
+def _without_archives(
+    folder: Path,  # as `unpacked` gives it
+) -> list[Held]:  # the archives that were in it
+    held = nested_archives(folder)
+    for one in held:
+        (folder / one.item).unlink()
+    return held
+
+
+def _beside(
+    path: Path,  # a folder
+    every: Sequence[Path],  # what is in it
+    place: Path,  # gets links to its files, and what is in its archives
+) -> list[Held]:  # the archives that could not be opened, or not to the last
+    closed = []
+    place.mkdir(exist_ok=True)
+    for file in every:
+        there = place / file.relative_to(path)
+        if _is_hidden(file, path) or (file.is_dir() and not file.is_symlink()):
+            continue
+        there.parent.mkdir(parents=True, exist_ok=True)
+        if not file.is_file() or suffix_of(file) not in ARCHIVES:
+            there.symlink_to(file.resolve())
+            continue
+        item = file.relative_to(path).as_posix()
+        try:
+            with unpacked(file) as folder:
+                closed += [Held(f"{item}/{inner.item}", inner.reason) for inner in _without_archives(folder)]
+                there = there.with_name(folder.name)
+                shutil.copytree(folder, there, copy_function=shutil.move, dirs_exist_ok=True)
+        except InputError as e:
+            closed.append(Held(item, str(e).removeprefix(f"{file.name}: ")))
+    return closed
+
+# %% ../nbs/04f_reading.ipynb #e414bd88
 def read_volume(
     path: Path | str | Sequence[Path],  # a folder, an archive, one file, or a list of DICOM files or pictures
     *,
@@ -143,9 +185,11 @@ def _read_place(
         return read_dicom([place], series=series, correct=correct)
     if files := find_dicom(place)[0]:
         volume = read_dicom(files, series=series, correct=correct)
-        if missing := not_there(place):
-            files = f"{len(missing)} file{'s' * (len(missing) > 1)} listed in a DICOMDIR not there"
-            notes = [*volume.provenance.get("notes", ()), files]
+        closed = list(map(str, _CLOSED.get(place, ())))
+        if missing := len(not_there(place)) - len(closed):
+            closed.append(f"{missing} file{'s' * (missing > 1)} listed in a DICOMDIR not there")
+        if closed:
+            notes = [*volume.provenance.get("notes", ()), *closed]
             volume = replace(volume, provenance={**volume.provenance, "notes": notes})
         return volume
     inside = sorted(f for f in place.rglob("*") if f.is_file() and not f.name.startswith("."))

@@ -69,6 +69,16 @@ def test_a_series_comes_out_as_it_went_in(tmp_path, suffix):
     assert not folder.exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "called"),
+    [("Sent.ZIP", "Sent"), ("a.b.tar.gz", "a.b"), (".zip", ".zip"), ("sent", "sent")],
+)
+def test_the_folder_is_called_after_the_archive(tmp_path, name, called):
+    kind = tarred if name.endswith("gz") else zipped
+    with unpacked(kind(tmp_path / name, [("1.dcm", b"1")])) as folder:
+        assert folder.name == called and [p.name for p in folder.iterdir()] == ["1.dcm"]
+
+
 def test_folders_made_on_windows_are_folders(tmp_path):
     path = zipped(tmp_path / "scan.zip", [("CT\\", b""), ("CT\\1.dcm", b"1"), ("CT\\sub\\2.dcm", b"2")])
     with unpacked(path) as folder:

@@ -19,7 +19,7 @@ from lungseg.files import save_nifti, write_nifti, write_npz, write_nrrd
 from lungseg.masks import read_mask, sides, write_mask
 from lungseg.phantom import LABELS, draw_phantom, write_phantom, write_rtstruct, write_series
 from lungseg.pictures import write_pairs
-from lungseg.reading import opened, read_volume
+from lungseg.reading import not_there, opened, read_volume
 from lungseg.volume import Volume, oriented
 
 
@@ -84,6 +84,87 @@ def test_archives_among_files_leave_nothing_behind_even_when_interrupted(scan, t
         assert len(find_dicom(place)[0]) == 24
         raise KeyboardInterrupt
     assert os.listdir(tmp_path / "t") == [] and os.listdir(folder) == ["one.zip"]
+
+
+@pytest.fixture
+def delivery(scan, tmp_path) -> Path:
+    "A good zip, one cut short, one that climbs out, and one in which there is another."
+    folder = tmp_path / "delivery"
+    write_phantom(draw_phantom(seed=6, size=64, slices=24), tmp_path / "other", patient_id="other")
+    for name, source in (("good", scan), ("cut", scan), ("deep/outer", tmp_path / "other")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.make_archive(str(folder / name), "zip", source)
+    (folder / "cut.zip").write_bytes((folder / "cut.zip").read_bytes()[:5000])
+    with zipfile.ZipFile(folder / "evil.zip", "w") as z:
+        z.writestr("../out.dcm", "x")
+    with zipfile.ZipFile(folder / "deep" / "outer.zip", "a") as z:
+        z.write(folder / "good.zip", "more/inner.zip")
+    return folder
+
+
+def test_a_broken_archive_among_others_is_held_back_with_its_own_reason(delivery, tmp_path):
+    before = {p: p.read_bytes() for p in delivery.rglob("*") if p.is_file()}
+    for verb in ("convert", "isolate"):
+        status, said = run(verb, delivery, tmp_path / verb)
+        assert status == 1 and "lungseg-" not in said and "not DICOM" not in said, said
+        held = {line.split()[2]: line for line in said.splitlines() if line.startswith("held back")}
+        assert "a path with `..`" in held["evil.zip:"] and "cannot be read" in held["cut.zip:"]
+        assert "an archive inside an archive" in held["deep/outer.zip/more/inner.zip:"]
+        assert len(held) == 3
+    assert sorted(p.name for p in (tmp_path / "convert").iterdir()) == ["deep", "good"]
+    assert {p: p.read_bytes() for p in delivery.rglob("*") if p.is_file()} == before
+
+
+def test_where_nothing_is_found_the_closed_archive_is_named(delivery, tmp_path):
+    for name in ("good.zip", "deep/outer.zip", "evil.zip"):
+        (delivery / name).unlink()
+    alone = r"^delivery: cut\.zip: its list of members cannot be read|^delivery: cut\.zip: cannot be read"
+    with pytest.raises(InputError, match=alone):
+        read_volume(delivery)
+    (delivery / "letter.txt").write_text("a letter")
+    with pytest.raises(InputError, match=r"^delivery: expected one volume .*; cut\.zip: .*cannot be read"):
+        read_volume(delivery)
+    status, said = run("convert", delivery, tmp_path / "out")
+    assert status == 2 and "; cut.zip: " in said and "\n" not in said.split("lungseg convert: ")[1].strip()
+
+
+def test_a_zip_of_zips_says_so_and_is_called_by_its_own_name(scan, tmp_path):
+    shutil.make_archive(str(tmp_path / "in" / "inner"), "zip", scan)
+    shutil.make_archive(str(tmp_path / "sent"), "zip", tmp_path / "in")
+    for call in (
+        lambda: read_volume(tmp_path / "sent.zip"),
+        lambda: opened(tmp_path / "sent.zip").__enter__(),
+    ):
+        with pytest.raises(InputError) as caught:
+            call()
+        said = "sent.zip: inner.zip: an archive inside an archive, expected files; unpack it first"
+        assert str(caught.value) == said
+    shutil.make_archive(str(tmp_path / "ct.scan"), "gztar", scan)
+    with opened(tmp_path / "ct.scan.tar.gz") as place:
+        assert place.name == "ct.scan"
+    status, said = run("convert", tmp_path / "ct.scan.tar.gz", tmp_path / "out", "--workers", 1)
+    assert status == 0 and [p.name for p in (tmp_path / "out").iterdir()] == ["ct.scan"], said
+
+
+def test_what_a_killed_download_left_is_passed_over(scan, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(scan, folder / "p1")
+    shutil.copytree(scan, folder / ".p1.fetching" / "CT_1")
+    (folder / ".sent.zip").write_bytes(b"half")
+    with opened(folder) as place:
+        assert place.name == "data" and len(find_dicom(place)[0]) == 24
+        assert find_dicom(place)[1] == not_there(place) == []
+
+
+def test_a_disc_beside_an_archive_misses_nothing(scan, tmp_path):
+    disc = FileSet()
+    for file in scan.iterdir():
+        disc.add(file)
+    disc.write(tmp_path / "data" / "disc")
+    with zipfile.ZipFile(tmp_path / "data" / "letters.zip", "w") as z:
+        z.writestr("letter.txt", "a letter")
+    with opened(tmp_path / "data") as place:
+        assert not_there(place) == [] and len(find_dicom(place)[0]) == 24
 
 
 def test_one_volume_among_other_files_needs_no_name(phantom, tmp_path):
@@ -173,7 +254,7 @@ def test_several_series_are_listed_and_one_is_chosen(tmp_path):
     status, said = run("view", tmp_path / "case", "--out", tmp_path / "v.html")
     assert status == 2 and "2 CT series" in said and "1: 5 slices" in said and "2: 9 slices" in said
     status, said = run("convert", tmp_path / "case", tmp_path / "out", "--series", "2", "--workers", 1)
-    assert status == 0 and "1 cases written" in said
+    assert status == 0 and "1 case" in said
     found = [p for p in (tmp_path / "out").rglob("ct.nii.gz")]
     assert len(found) == 1 and read_volume(found[0]).shape[0] == 9
 
@@ -244,9 +325,9 @@ def test_a_disc_is_read_by_its_table_of_contents_and_what_is_missing_is_named(ph
     assert np.array_equal(read_volume(contents).array, phantom.hu)
     for place in (contents, tmp_path / "disc"):
         status, said = run("convert", place, tmp_path / f"out{place.name}", "--workers", 1)
-        assert status == 0 and "1 cases written" in said, said
+        assert status == 0 and "1 case" in said, said
     positions = {f: read_volume(f).affine[2, 3] for f in find_dicom(tmp_path / "disc")[0]}
     max(positions, key=positions.get).unlink()  # the last slice leaves no gap that could be seen
     assert "listed in a DICOMDIR not there" in str(read_volume(contents).provenance["notes"])
     status, said = run("convert", tmp_path / "disc", tmp_path / "less", "--workers", 1)
-    assert status == 1 and "held back" in said and "1 cases written" in said
+    assert status == 1 and "held back" in said and "1 case" in said
