@@ -8,7 +8,7 @@ __all__ = ['MOST_LABELS', 'NOTES', 'KINDS', 'MOST_ML', 'LEAST_ML', 'LEAST_SHARE'
            'npz_shapes', 'is_note', 'find_cases', 'new_names', 'relocate', 'oddities', 'fingerprint', 'checksum',
            'read_case_mask', 'changed', 'store_case', 'build_store', 'Stored', 'Store', 'problems', 'class_balance']
 
-# %% ../nbs/07_cohort.ipynb #6b488f3a
+# %% ../nbs/07_cohort.ipynb #8efd3db4
 import mmap
 import os
 import re
@@ -32,7 +32,7 @@ from .contours import ContourWarning, lung_part, lungs_among
 from .core import Affine, CohortError, Held, InputError, LungsegError
 from .core import pool, progress, read_json, write_json
 from .dicom import Series, case_names, list_series, read_header
-from .files import load_metaimage, load_nrrd, npz_arrays, nrrd_segments, parts_of
+from .files import file_facts, load_metaimage, load_nrrd, npz_arrays, nrrd_segments, parts_of
 from .masks import LUNG_AIR_HU, MIN_SCORE, NOT_MASKS, USUAL_KEYS, agreement, read_mask
 from .masks import _thinned as thinned
 from .pictures import PICTURE_SUFFIXES, Values, find_pairs, natural_key, patients_by_name
@@ -884,7 +884,7 @@ def _is_built(case: Case, folder: Path, correct: bool, verify: bool = False) -> 
     write_json(folder / "case.json", meta | {"fingerprint": kept | now})
     return True
 
-# %% ../nbs/07_cohort.ipynb #84fb9e6a
+# %% ../nbs/07_cohort.ipynb #f0861c1a
 def _read(case: Case, correct: bool) -> tuple[Volume, Bool[np.ndarray, "slice row col"] | None]:
     "A case's volume as stored and its mask on the volume's grid. Raises `LungsegError` if they cannot be read or differ."
     files, first = list(case.image), case.image[0].name
@@ -938,8 +938,25 @@ def store_case(
         return Problem(case.name, _unnamed(str(e), case), case.name)
     except OSError as e:
         return Problem(case.name, f"a file cannot be read ({type(e).__name__})", case.name)
+    said += [f"its mask: {line}" for line in _noted(case) if line not in _lines(volume.provenance, "notes")]
     _write_case(case, volume, mask, sources, [_unnamed(line, case) for line in said], folder)
     return None
+
+
+def _lines(meta: Mapping[str, Any], key: str) -> list[str]:
+    "What was said when a volume was read: one line, or a list of them."
+    said = meta.get(key) or []
+    return [said] if isinstance(said, str) else list(said)
+
+
+def _noted(case: Case) -> list[str]:
+    "What the headers of a case's masks contradict or leave out."
+    masks = case.mask if isinstance(case.mask, tuple) else (case.mask,) if case.mask else ()
+    apart = [
+        m for m in masks if m not in case.image and _ARRAYS.search(m.name) and m.suffix.lower() != ".npz"
+    ]
+    facts = [file_facts(m) for m in apart]
+    return list(dict.fromkeys(line for f in facts for key in ("notes", "note") for line in _lines(f, key)))
 
 
 @contextmanager
@@ -1210,7 +1227,7 @@ class Store:
                 damaged.append(Problem(name, why, name))
         return damaged
 
-# %% ../nbs/07_cohort.ipynb #31ddb77e
+# %% ../nbs/07_cohort.ipynb #4f3ff523
 def problems(
     what: "Found | Store",
 ) -> "DataFrame":  # one row a problem: case, file, what, consequence ("held" or "used")
@@ -1230,12 +1247,6 @@ def problems(
 
 
 _SAID = ("corrected", "notes", "note")  # of a volume's provenance
-
-
-def _lines(meta: Mapping[str, Any], key: str) -> list[str]:
-    "What was said when a volume was read: one line, or a list of them."
-    said = meta.get(key) or []
-    return [said] if isinstance(said, str) else list(said)
 
 
 def _row(held: Held, consequence: str) -> list[str]:

@@ -712,7 +712,22 @@ def test_what_a_header_contradicts_is_in_the_table(chest, tmp_path):
     table = problems(build_store(find_cases(tmp_path), tmp_path / "store"))
     said = table.case + ": " + table.what
     assert said.str.contains("apart: sform and qform lie up to").any()
+    assert not said.str.contains("its mask").any()  # the same words twice would help nobody
     assert said.str.contains("identity: .*affine is the identity").any()
+
+
+def test_what_a_masks_own_header_leaves_out_is_in_the_table(chest, tmp_path):
+    from lungseg.files import save_nifti
+
+    _, volume, lungs = chest
+    save_nifti(volume.array, volume.affine, tmp_path / "Case_0" / "ct.nii.gz")
+    save_nifti(
+        lungs.astype(np.uint8),
+        np.diag([1.0, -1.0, -1.0, 1.0])[[2, 1, 0, 3]],
+        tmp_path / "Case_0" / "mask.nii.gz",
+    )
+    table = problems(build_store(find_cases(tmp_path), tmp_path / "store"))
+    assert table.what.str.contains("its mask: its affine is the identity").any()
 
 
 @pytest.mark.parametrize("key", ["note", "notes"])
