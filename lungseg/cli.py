@@ -53,7 +53,7 @@ def comments(
     signature = inspect.getsource(function).split(") ->")[0]
     return dict(re.findall(r"^    (\w+)[^#\n]*?  # (.+)$", signature, re.M))
 
-# %% ../nbs/18_cli.ipynb #55653873
+# %% ../nbs/18_cli.ipynb #da489a9e
 app = typer.Typer(
     help="Chest CT from DICOM to lung masks to report. For research only, not for clinical use.",
     no_args_is_help=True,
@@ -139,7 +139,7 @@ def _run(
             print(facts["say"])
     return 1 if held or facts.get("failed") else 0
 
-# %% ../nbs/18_cli.ipynb #9a0c95e7
+# %% ../nbs/18_cli.ipynb #ad08c47f
 @dataclass(frozen=True)
 class Source:
     "One volume that a path holds, not read yet."
@@ -165,6 +165,19 @@ class Source:
         if self.values:
             return read_pictures(self.files, values=self.values)
         return read_volume(self.image if isinstance(self.image, Path) else self.files, correct=correct)
+
+    def read_mask(
+        self,
+        volume: "Volume",  # as `read` gave it
+        roi: list[str] | None = None,  # names or labels; by default the lungs
+    ) -> Mask | None:  # None if there is none
+        "The mask that lies with the volume. Raises `LungsegError` like `read_mask`."
+        from lungseg.cohort import read_case_mask
+        from lungseg.masks import read_mask
+
+        if self.mask is None:
+            return None
+        return read_mask(self.mask, volume, roi=roi) if roi else read_case_mask(self.mask, volume)
 
 
 def sources(
@@ -499,7 +512,7 @@ def audit(
     facts = {"files": found.files, "findings": [asdict(f) for f in found.findings], "failed": bool(which)}
     return facts | {"say": "\n".join([*lines, *shown, str(found)])}
 
-# %% ../nbs/18_cli.ipynb #e5765ca3
+# %% ../nbs/18_cli.ipynb #065b3963
 FORMATS = {  # what the file of a mask ends in; "png" makes a folder
     "nii": ".nii.gz",
     "nrrd": ".nrrd",
@@ -573,7 +586,6 @@ def _converted(
 ]:  # its name, if written; whether a mask was; what should be known of it; what failed
     "Convert one case. What cannot be read, or has no mask where only masks are written, is held."
     from lungseg.files import write_nifti, write_npz, write_nrrd
-    from lungseg.masks import read_mask
     from lungseg.pictures import write_overlays
 
     writers, folder, held = {"nii": write_nifti, "nrrd": write_nrrd, "npz": write_npz}, out / source.name, []
@@ -588,7 +600,7 @@ def _converted(
         return None, False, [], [_why(source.name, e, folder)]
     try:
         with listening() as words:
-            mask = None if source.mask is None else read_mask(source.mask, volume, roi=roi or None)
+            mask = source.read_mask(volume, roi)
         said += [f"{source.name}: {word}" for word in words]
         if mask is not None:
             _save_mask(mask, volume, source, folder / "lungs", format, "reference")
@@ -649,7 +661,7 @@ def convert(
     say = f"{counted(len(written), 'case')} written, {sum(written.values())} with a mask: {out}"
     return {"cases": list(written), "notes": notes, "held": held, "say": "\n".join([*in_short(notes), say])}
 
-# %% ../nbs/18_cli.ipynb #fcfbf90f
+# %% ../nbs/18_cli.ipynb #ac946ff9
 @verb
 def isolate(
     source: Path,  # DICOM tree or zip, NIfTI, NRRD, npz or pictures
@@ -715,7 +727,7 @@ def _size(
     ml = {"ml": round(volume_ml(mask, volume), 1)} if volume.spacing_known else {}
     return {"voxels": int(mask.sum()), **ml}
 
-# %% ../nbs/18_cli.ipynb #3ca1fc2b
+# %% ../nbs/18_cli.ipynb #4fa38220
 def _listed(names: list[str] | None) -> list[str]:
     "Names that were given one by one, or with commas."
     return [name.strip() for given in names or () for name in given.split(",")]
@@ -741,11 +753,12 @@ def train(
     """
     from lungseg.cohort import build_store, changed, find_cases
     from lungseg.reading import opened
-    from lungseg.splits import chosen_split
+    from lungseg.splits import check_how, chosen_split
     from lungseg.train import load_recipe
     from lungseg.train import train as fit
 
     settings = load_recipe(recipe)
+    check_how(_listed(test) or split)
     with opened(data) as place:
         found = find_cases(place, series=which(series))
         if (run / "split.json").is_file() and (other := changed(found, run / "store", correct=correct)):
@@ -879,7 +892,7 @@ def _is_plain(file: Path) -> bool:
 
 SAID = "held back before de-identification; its name may identify somebody, so only the command says it"
 
-# %% ../nbs/18_cli.ipynb #384847bf
+# %% ../nbs/18_cli.ipynb #bc6adba1
 MADE = ("deidentified", "store", "run", "site")  # in a report's working folder
 BESIDE = ("deidentified.report.html", "deidentified.report.csv", "deidentified.keys.csv")  # and these files
 
@@ -946,10 +959,11 @@ def report(
     from lungseg.evaluate import evaluate as score
     from lungseg.reading import opened
     from lungseg.site import build_site, check_out, check_tools, keep_outputs, project_root
-    from lungseg.splits import chosen_split
+    from lungseg.splits import check_how, chosen_split
     from lungseg.train import load_recipe
     from lungseg.train import train as fit
 
+    check_how(_listed(test) or split)
     settings, project = load_recipe(recipe), project_root()
     check_tools()
     check_out(out)
