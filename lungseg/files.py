@@ -788,7 +788,7 @@ def write_npz(
         np.savez_compressed(f, hu=volume.array, **facts)
     return path
 
-# %% ../nbs/04b_files.ipynb #c51fd3a9
+# %% ../nbs/04b_files.ipynb #d9fcd937
 FILES = {
     ".nii": _nifti,
     ".nii.gz": _nifti,
@@ -801,7 +801,7 @@ FILES = {
 
 def file_facts(
     path: Path | str,  # NIfTI, NRRD or MetaImage
-) -> dict[str, Any]:  # `spacing_known`, `orientation_known`, and a `note` where there is one to make
+) -> dict[str, Any]:  # `spacing_known`, `orientation_known`; where there is reason, `hu_known` and a `note`
     "What the header of a file knows of its geometry. Raises `InputError` for another format."
     path = Path(path)
     reader = next((read for suffix, read in FILES.items() if path.name.lower().endswith(suffix)), None)

@@ -149,7 +149,7 @@ def binary(
         raise MaskError(f"{name}: values from {stored.min():g} to {stored.max():g}, expected labels from 0")
     return stored if stored.dtype == bool else stored > (0.5 if stored.dtype.kind == "f" else 0)
 
-# %% ../nbs/05_masks.ipynb #6960592d
+# %% ../nbs/05_masks.ipynb #5c2e8174
 def _label_sizes(
     values: Shaped[np.ndarray, "n"],  # of the voxels inside a mask
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # the labels, the number of each voxel's, voxels of each
@@ -200,7 +200,7 @@ def _laid(
             if len(labels) < 2 or not list(placings(stored.shape, volume.shape)):
                 raise
             listed = _several([f"{x:g} ({n} voxels)" for x, n in zip(labels, sizes, strict=True)])
-            raise MaskError(f"{e}; or not all lungs ({listed}): name those by roi= or --roi") from None
+            raise MaskError(f"{e} (joined from {listed}; name the lungs by roi= or --roi)") from None
         placed = reordered(stored, way.order, way.flips)
     if stored.dtype != bool:
         _check_labels(placed, volume, name)
