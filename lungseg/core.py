@@ -102,7 +102,7 @@ def progress(
     silent = os.environ.get("TQDM_DISABLE", "0") not in ("", "0")  # in a kernel, tqdm itself does not look
     return tqdm(items, desc, total, unit=unit, mininterval=seldom, dynamic_ncols=True, disable=silent)
 
-# %% ../nbs/00_core.ipynb #92680031
+# %% ../nbs/00_core.ipynb #7b2f894f
 @contextmanager
 def _undisturbed() -> Iterator[None]:
     "Ctrl-C takes effect after the block; processes that are started in it do not hear it at all."
@@ -156,6 +156,25 @@ class _Workers(ProcessPoolExecutor):
             return super().submit(_piece, work, *args, **options)
 
 
+_PATIENCE = 15  # seconds, for cleaning up
+
+
+def _give_up(executor: ProcessPoolExecutor) -> None:
+    "End a pool: what is in hand is broken off, what has not begun is cancelled, who does not react is killed."
+    thread, workers = executor._executor_manager_thread, dict(executor._processes or {})
+    deaf = os.name == "nt"  # there, Ctrl-C went to all, and to send it again is to kill
+    for number in () if deaf else workers:
+        with suppress(ProcessLookupError):
+            os.kill(number, signal.SIGINT)
+    executor.shutdown(wait=deaf, cancel_futures=True)
+    if thread is not None:
+        thread.join(_PATIENCE)
+        if thread.is_alive():
+            for worker in workers.values():
+                worker.kill()
+            thread.join(_PATIENCE)
+
+
 @contextmanager
 def pool(
     workers: int,  # processes
@@ -173,11 +192,9 @@ def pool(
     try:
         yield executor
     except BaseException:
-        stop.set()
-        for worker in () if os.name == "nt" else executor._processes:  # there, Ctrl-C went to all
-            with suppress(ProcessLookupError):
-                os.kill(worker, signal.SIGINT)
-        executor.shutdown(cancel_futures=True)
+        with _undisturbed():  # a second Ctrl-C would leave those that are still starting without a queue
+            stop.set()
+            _give_up(executor)
         raise
     executor.shutdown()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lungseg import core
 from lungseg.core import pool
 from lungseg.files import write_nifti
 from lungseg.phantom import draw_phantom
@@ -72,6 +73,9 @@ def test_ctrl_c_at_any_moment_ends_all_processes_with_one_line(cohort, tmp_path,
         wait_for(lambda: members(process.pid, "spawn_main") or process.poll() is not None)
         time.sleep(seconds)
         (os.killpg if everyone else os.kill)(process.pid, signal.SIGINT)
+        if everyone and seconds < 1:  # while the workers start, which takes longer than this
+            time.sleep(0.05)
+            os.killpg(process.pid, signal.SIGINT)
         said = process.communicate(timeout=20)[1]
         assert process.returncode == 130, said
         assert "Traceback" not in said and "Error" not in said, said
@@ -101,6 +105,23 @@ def test_work_in_hand_is_broken_off_and_cleans_up(tmp_path, light):
         raise KeyboardInterrupt
     assert time.monotonic() - begin < 50 and list(tmp_path.iterdir()) == []
     assert all(piece.done() for piece in pieces)
+
+
+def deaf_nap(file: Path) -> None:
+    "As in a decoder that never comes back to Python."
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    file.touch()
+    time.sleep(60)
+
+
+def test_a_worker_that_does_not_hear_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr(core, "_PATIENCE", 0.5)
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), pool(1, light=True) as executor:
+        executor.submit(deaf_nap, tmp_path / "begun")
+        wait_for((tmp_path / "begun").exists)
+        raise KeyboardInterrupt
+    assert time.monotonic() - begin < 30
 
 
 def test_an_error_in_one_piece_is_the_error_of_all():
