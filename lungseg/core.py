@@ -102,7 +102,7 @@ def progress(
     silent = os.environ.get("TQDM_DISABLE", "0") not in ("", "0")  # in a kernel, tqdm itself does not look
     return tqdm(items, desc, total, unit=unit, mininterval=seldom, dynamic_ncols=True, disable=silent)
 
-# %% ../nbs/00_core.ipynb #7b2f894f
+# %% ../nbs/00_core.ipynb #5b61bae3
 @contextmanager
 def _undisturbed() -> Iterator[None]:
     "Ctrl-C takes effect after the block; processes that are started in it do not hear it at all."
@@ -160,7 +160,7 @@ _PATIENCE = 15  # seconds, for cleaning up
 
 
 def _give_up(executor: ProcessPoolExecutor) -> None:
-    "End a pool: what is in hand is broken off, what has not begun is cancelled, who does not react is killed."
+    "End a pool: what is in hand is broken off, the rest is cancelled, who does not react is killed."
     thread, workers = executor._executor_manager_thread, dict(executor._processes or {})
     deaf = os.name == "nt"  # there, Ctrl-C went to all, and to send it again is to kill
     for number in () if deaf else workers:
