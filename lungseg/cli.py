@@ -727,7 +727,7 @@ def _size(
     ml = {"ml": round(volume_ml(mask, volume), 1)} if volume.spacing_known else {}
     return {"voxels": int(mask.sum()), **ml}
 
-# %% ../nbs/18_cli.ipynb #4fa38220
+# %% ../nbs/18_cli.ipynb #b49c966a
 def _listed(names: list[str] | None) -> list[str]:
     "Names that were given one by one, or with commas."
     return [name.strip() for given in names or () for name in given.split(",")]
@@ -752,7 +752,7 @@ def train(
     Example: lungseg train _data/phantom _runs/first
     """
     from lungseg.cohort import build_store, changed, find_cases
-    from lungseg.reading import opened
+    from lungseg.reading import not_there, opened
     from lungseg.splits import check_how, chosen_split
     from lungseg.train import load_recipe
     from lungseg.train import train as fit
@@ -761,6 +761,7 @@ def train(
     check_how(_listed(test) or split)
     with opened(data) as place:
         found = find_cases(place, series=which(series))
+        found = replace(found, held=(*found.held, *not_there(place)))
         if (run / "split.json").is_file() and (other := changed(found, run / "store", correct=correct)):
             raise InputError(
                 f"{run.name}: holds a run on other data ({', '.join(other[:3])} differ), expected a new folder"
@@ -892,7 +893,7 @@ def _is_plain(file: Path) -> bool:
 
 SAID = "held back before de-identification; its name may identify somebody, so only the command says it"
 
-# %% ../nbs/18_cli.ipynb #bc6adba1
+# %% ../nbs/18_cli.ipynb #6a21e6de
 MADE = ("deidentified", "store", "run", "site")  # in a report's working folder
 BESIDE = ("deidentified.report.html", "deidentified.report.csv", "deidentified.keys.csv")  # and these files
 
@@ -957,7 +958,7 @@ def report(
     """
     from lungseg.cohort import build_store
     from lungseg.evaluate import evaluate as score
-    from lungseg.reading import opened
+    from lungseg.reading import not_there, opened
     from lungseg.site import build_site, check_out, check_tools, keep_outputs, project_root
     from lungseg.splits import check_how, chosen_split
     from lungseg.train import load_recipe
@@ -977,6 +978,7 @@ def report(
     with opened(data) as place:
         with step(facts, "De-identification"):
             found, held, names = safe_cases(place, work, which(series))
+            held += not_there(place)
         with step(facts, "Volumes"):
             store = build_store(found, work / "store", workers=2, correct=correct)
     with step(facts, "Split and training"):
