@@ -569,7 +569,7 @@ def _with_outputs(notebook: dict, outputs: list[list[dict]] | None, key: str) ->
     }
     return json.dumps(notebook, ensure_ascii=False, indent=1).encode()
 
-# %% ../nbs/17_site.ipynb #526b9b28
+# %% ../nbs/17_site.ipynb #28846089
 def _head(lines: list[str], node: ast.AST) -> list[str]:
     "The lines of a `def` or `class` statement down to its colon."
     body = node.body[0]
@@ -634,7 +634,7 @@ class Documented:
     def _repr_markdown_(self) -> str:
         link = _extra("nbdev.doclinks").NbdevLookup().code(self.name)
         try:
-            signature = as_written(_source(self.sym))
+            signature = as_written(_source(self.sym)).replace("`", "")  # nbdev would make links of them
         except (OSError, TypeError, SyntaxError, AttributeError):
             signature = self.name
         source = f'[source]({link}){{.api-source style="float:right; font-size:smaller"}}'
