@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['app', 'FORMATS', 'SAID', 'MADE', 'BESIDE', 'comments', 'verb', 'remedy', 'Source', 'sources', 'which', 'counted',
-           'told', 'in_short', 'listening', 'each_volume', 'new_folder', 'phantom', 'fetch', 'identity_words',
-           'explore', 'deidentify', 'audit', 'renewed', 'convert', 'isolate', 'train', 'evaluate', 'segment', 'step',
-           'safe_cases', 'working_folder', 'claim', 'report', 'view', 'doctor', 'main']
+           'told', 'in_short', 'each_volume', 'phantom', 'fetch', 'identity_words', 'explore', 'deidentify', 'audit',
+           'convert', 'isolate', 'train', 'evaluate', 'segment', 'step', 'safe_cases', 'working_folder', 'claim',
+           'report', 'view', 'doctor', 'main']
 
-# %% ../nbs/18_cli.ipynb #990f9de1
+# %% ../nbs/18_cli.ipynb #cfb16876
 import inspect
 import json as jsonlib
 import re
@@ -24,22 +24,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import __version__
-from lungseg.core import (
-    CohortError,
-    GeometryError,
-    Held,
-    InputError,
-    LungsegError,
-    Mask,
-    progress,
-    write_json,
-    writing,
-)
+from .core import GeometryError, Held, InputError, LungsegError, Mask
+from .core import new_folder, progress, write_json, writing
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-
-    from collections.abc import Sequence
 
     from lungseg.cohort import Found, Store
     from lungseg.pictures import Values
@@ -139,7 +128,7 @@ def _run(
             print(facts["say"])
     return 1 if held or facts.get("failed") else 0
 
-# %% ../nbs/18_cli.ipynb #ad08c47f
+# %% ../nbs/18_cli.ipynb #b469856f
 @dataclass(frozen=True)
 class Source:
     "One volume that a path holds, not read yet."
@@ -247,25 +236,6 @@ def in_short(
     ]
 
 
-@contextmanager
-def listening() -> Iterator[list[str]]:  # filled with what was said
-    "Hear what is said about contours while they are read, instead of a warning with lines of code."
-    import warnings
-
-    from lungseg.contours import ContourWarning
-
-    words: list[str] = []
-    with warnings.catch_warnings(record=True) as heard:
-        warnings.simplefilter("always", ContourWarning)
-        try:
-            yield words
-        finally:
-            words += [str(w.message) for w in heard if issubclass(w.category, ContourWarning)]
-    for w in heard:
-        if not issubclass(w.category, ContourWarning):
-            warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
-
-
 def each_volume(
     path: Path,  # a file, a folder of volumes or a tree of DICOM
     held: list[Held],  # what cannot be read is added here
@@ -283,26 +253,7 @@ def each_volume(
         except LungsegError as e:
             held.append(Held(source.name, remedy(e)))
 
-# %% ../nbs/18_cli.ipynb #c7ad6c56
-@contextmanager
-def new_folder(
-    out: Path,  # a folder that does not exist yet, or is empty
-) -> Iterator[Path]:  # where to write it meanwhile
-    "Write a folder beside its place, then rename it. Raises `InputError` if it is there and holds something."
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out.name}: expected a new or empty folder, found one with something in it")
-    beside = out.with_name(f".{out.name}.part")
-    rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    try:
-        yield beside
-        if out.exists():
-            out.rmdir()
-        beside.rename(out)
-    finally:
-        rmtree(beside, ignore_errors=True)
-
-
+# %% ../nbs/18_cli.ipynb #31800501
 @verb
 def phantom(
     out: Path,  # folder to write the cohort to
@@ -512,7 +463,7 @@ def audit(
     facts = {"files": found.files, "findings": [asdict(f) for f in found.findings], "failed": bool(which)}
     return facts | {"say": "\n".join([*lines, *shown, str(found)])}
 
-# %% ../nbs/18_cli.ipynb #065b3963
+# %% ../nbs/18_cli.ipynb #3ccbff3e
 FORMATS = {  # what the file of a mask ends in; "png" makes a folder
     "nii": ".nii.gz",
     "nrrd": ".nrrd",
@@ -548,31 +499,12 @@ def _save_mask(
     from lungseg.pictures import write_overlays
 
     if format == "png":
-        with renewed(out) as beside:
+        with new_folder(out, replace=True) as beside:
             write_mask(mask, volume, beside / "masks")
             write_overlays(volume, {name: mask}, beside / "overlays")
         return
     dicom = volume.provenance.get("source") == "DICOM"
     write_mask(mask, volume, out.with_name(out.name + FORMATS[format]), ct=source.files if dicom else None)
-
-
-@contextmanager
-def renewed(
-    out: Path,  # a folder; what an earlier run of the same command left there is replaced
-) -> Iterator[Path]:  # where to write it meanwhile
-    "Write a folder beside its place, then let it take the place of an older one."
-    beside, older = out.with_name(f".{out.name}.part"), out.with_name(f".{out.name}.old")
-    for left in (beside, older):
-        rmtree(left, ignore_errors=True)
-    beside.mkdir(parents=True)
-    try:
-        yield beside
-        if out.exists():
-            out.rename(older)
-        beside.rename(out)
-    finally:
-        rmtree(beside, ignore_errors=True)
-        rmtree(older, ignore_errors=True)
 
 
 def _converted(
@@ -585,6 +517,7 @@ def _converted(
     str | None, bool, list[str], list[Held]
 ]:  # its name, if written; whether a mask was; what should be known of it; what failed
     "Convert one case. What cannot be read, or has no mask where only masks are written, is held."
+    from lungseg.contours import overheard
     from lungseg.files import write_nifti, write_npz, write_nrrd
     from lungseg.pictures import write_overlays
 
@@ -599,13 +532,13 @@ def _converted(
     except (LungsegError, OSError) as e:
         return None, False, [], [_why(source.name, e, folder)]
     try:
-        with listening() as words:
+        with overheard() as words:
             mask = source.read_mask(volume, roi)
         said += [f"{source.name}: {word}" for word in words]
         if mask is not None:
             _save_mask(mask, volume, source, folder / "lungs", format, "reference")
         elif format == "png":
-            with renewed(folder / "slices") as beside:
+            with new_folder(folder / "slices", replace=True) as beside:
                 write_overlays(volume, {}, beside / "overlays")
     except (LungsegError, OSError) as e:
         held, mask = [_why(source.name, e)], None
@@ -850,7 +783,7 @@ def step(
     yield
     timings[name] = round(perf_counter() - start, 1)
 
-# %% ../nbs/18_cli.ipynb #f022650a
+# %% ../nbs/18_cli.ipynb #98a802da
 def safe_cases(
     data: Path,  # a cohort
     work: Path,  # gets the tag table, the de-identified files and their secret
@@ -886,9 +819,10 @@ def safe_cases(
 
 def _is_plain(file: Path) -> bool:
     "Whether a file holds arrays or a picture, not DICOM."
-    from lungseg.reading import PICTURES, is_volume_file, suffix_of
+    from lungseg.pictures import PICTURE_SUFFIXES
+    from lungseg.reading import is_volume_file, suffix_of
 
-    return is_volume_file(file) or suffix_of(file) in PICTURES
+    return is_volume_file(file) or suffix_of(file) in PICTURE_SUFFIXES
 
 
 SAID = "held back before de-identification; its name may identify somebody, so only the command says it"
@@ -1011,7 +945,7 @@ def report(
         "say": say,
     }
 
-# %% ../nbs/18_cli.ipynb #022865f7
+# %% ../nbs/18_cli.ipynb #382c3425
 @verb
 def view(
     case: Path,  # a DICOM series or zip, NIfTI, NRRD, npz or pictures
@@ -1026,12 +960,13 @@ def view(
 
     Example: lungseg view _data/phantom/Images/Case_000 --mask _data/phantom/Segmentations/Case_000_seg.npz
     """
+    from lungseg.contours import overheard
     from lungseg.masks import read_mask
     from lungseg.reading import read_volume
     from lungseg.viewer import Viewer
 
     volume = read_volume(case, series=which(series), correct=correct)
-    with listening() as words:
+    with overheard() as words:
         lungs = read_mask(mask, volume, roi=roi or None) if mask else None
     Viewer(volume, ref=lungs, title=case.name.split(".")[0]).write(out)
     said = told(volume) + words

@@ -8,15 +8,13 @@ __all__ = ['MOST_LABELS', 'NOTES', 'KINDS', 'MOST_ML', 'LEAST_ML', 'LEAST_SHARE'
            'npz_shapes', 'is_note', 'find_cases', 'new_names', 'relocate', 'oddities', 'fingerprint', 'checksum',
            'read_case_mask', 'changed', 'store_case', 'build_store', 'Stored', 'Store', 'problems', 'class_balance']
 
-# %% ../nbs/07_cohort.ipynb #8efd3db4
+# %% ../nbs/07_cohort.ipynb #b9d92469
 import mmap
 import os
 import re
 import shutil
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from hashlib import sha256
@@ -28,13 +26,12 @@ import numpy as np
 from jaxtyping import Bool, Int16, Shaped
 from pydicom import Dataset, dcmread
 
-from .contours import ContourWarning, lung_part, lungs_among
+from .contours import lung_part, lungs_among, overheard
 from .core import Affine, CohortError, Held, InputError, LungsegError
 from .core import pool, progress, read_json, write_json
 from .dicom import Series, case_names, list_series, read_header
 from .files import file_facts, load_metaimage, load_nrrd, npz_arrays, nrrd_segments, parts_of
-from .masks import LUNG_AIR_HU, MIN_SCORE, NOT_MASKS, USUAL_KEYS, agreement, read_mask
-from .masks import _thinned as thinned
+from .masks import LUNG_AIR_HU, MIN_SCORE, NOT_MASKS, USUAL_KEYS, agreement, read_mask, thinned
 from .pictures import PICTURE_SUFFIXES, Values, find_pairs, natural_key, patients_by_name
 from .pictures import read_mask_pictures, read_pictures, shared_values
 from .reading import read_volume
@@ -423,7 +420,7 @@ def _by_patient(series: Series) -> list[Series]:
         for mine in whose.values()
     ]
 
-# %% ../nbs/07_cohort.ipynb #bb230c1c
+# %% ../nbs/07_cohort.ipynb #4c89764e
 KINDS = ("arrays", "SEG", "RTSTRUCT", "pictures")  # of masks, in the order in which they are preferred
 
 
@@ -884,7 +881,7 @@ def _is_built(case: Case, folder: Path, correct: bool, verify: bool = False) -> 
     write_json(folder / "case.json", meta | {"fingerprint": kept | now})
     return True
 
-# %% ../nbs/07_cohort.ipynb #f0861c1a
+# %% ../nbs/07_cohort.ipynb #3fdc64ff
 def _read(case: Case, correct: bool) -> tuple[Volume, Bool[np.ndarray, "slice row col"] | None]:
     "A case's volume as stored and its mask on the volume's grid. Raises `LungsegError` if they cannot be read or differ."
     files, first = list(case.image), case.image[0].name
@@ -932,7 +929,7 @@ def store_case(
         if _is_built(case, folder, correct, verify):
             return None
         sources = fingerprint(case, correct) | {"content": _content(case)}
-        with _overheard() as said:
+        with overheard() as said:
             volume, mask = _read(case, correct)
     except LungsegError as e:
         return Problem(case.name, _unnamed(str(e), case), case.name)
@@ -957,20 +954,6 @@ def _noted(case: Case) -> list[str]:
     ]
     facts = [file_facts(m) for m in apart]
     return list(dict.fromkeys(line for f in facts for key in ("notes", "note") for line in _lines(f, key)))
-
-
-@contextmanager
-def _overheard() -> Iterator[list[str]]:  # is filled when the block ends
-    "What is said about contours while they are read; other warnings are passed on."
-    said: list[str] = []
-    with warnings.catch_warnings(record=True) as heard:
-        warnings.simplefilter("always", ContourWarning)
-        yield said
-    for w in heard:
-        if issubclass(w.category, ContourWarning):
-            said.append(str(w.message))
-        else:
-            warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
 
 
 def _unnamed(reason: str, case: Case) -> str:
@@ -1102,7 +1085,7 @@ def _emptied(store: Path, keep: set[str]) -> None:
         if path.name not in keep and (path / "case.json").is_file() and (path / "hu.npy").is_file():
             shutil.rmtree(path)
 
-# %% ../nbs/07_cohort.ipynb #213ee0d3
+# %% ../nbs/07_cohort.ipynb #8fd04ef7
 _OWN = (
     "affine",
     "shape",

@@ -6,7 +6,7 @@
 __all__ = ['LUNG_WORDS', 'LEFT_WORDS', 'RIGHT_WORDS', 'LETTERS', 'FILLERS', 'LEVELS', 'LOBES', 'IDEOGRAMS', 'ON_PATH_MM',
            'Points', 'Points3', 'Plane', 'INSIDE', 'SAME_PLACE_MM', 'LONGEST_GAP', 'MENDED_MM', 'CLOSED', 'LEVEL',
            'FROM_CT', 'MAY_BE_EMPTY', 'COLOURS', 'lung_part', 'lungs_among', 'chosen', 'inside', 'on_path', 'combined',
-           'edge_points', 'between', 'stacked_planes', 'ContourWarning', 'Roi', 'roi_names', 'read_rois',
+           'edge_points', 'between', 'stacked_planes', 'ContourWarning', 'Roi', 'overheard', 'roi_names', 'read_rois',
            'rtstruct_mask', 'read_rtstruct', 'outlines', 'write_rtstruct']
 
 # %% ../nbs/04c_contours.ipynb #bd6155d8
@@ -412,7 +412,7 @@ def stacked_planes(
             mask[i] = planes[nearest]
     return mask
 
-# %% ../nbs/04c_contours.ipynb #4b0b28c1
+# %% ../nbs/04c_contours.ipynb #e672bdd7
 class ContourWarning(UserWarning):
     "Something in a structure set that is not in the mask, and why."
 
@@ -433,6 +433,20 @@ class Roi:
 
     def __str__(self) -> str:
         return f"ROI {self.number} ({_listed([self.name])})"
+
+
+@contextmanager
+def overheard() -> Iterator[list[str]]:  # is filled when the block ends
+    "What is said about contours while they are read, as text; other warnings are passed on."
+    said: list[str] = []
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always", ContourWarning)
+        yield said
+    for w in heard:
+        if issubclass(w.category, ContourWarning):
+            said.append(str(w.message))
+        else:
+            warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
 
 
 @contextmanager

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['HU', 'Mask', 'Labels', 'Affine', 'T', 'LungsegError', 'InputError', 'SeriesError', 'GeometryError', 'MaskError',
            'CohortError', 'ModelError', 'SiteError', 'Held', 'rng', 'progress', 'pool', 'chunks', 'hands', 'each',
-           'writing', 'write_json', 'read_json']
+           'writing', 'new_folder', 'write_json', 'read_json']
 
-# %% ../nbs/00_core.ipynb #10fb1aa6
+# %% ../nbs/00_core.ipynb #0f5eb7af
 import json
 import os
 import signal
@@ -21,6 +21,7 @@ from hashlib import sha256
 from multiprocessing import get_context
 from multiprocessing.synchronize import Event
 from pathlib import Path
+from shutil import rmtree
 from typing import Any, TypeVar
 
 import numpy as np
@@ -250,6 +251,33 @@ def writing(
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+# %% ../nbs/00_core.ipynb #c9a6b7de
+@contextmanager
+def new_folder(
+    path: Path | str,  # where the folder shall be in the end
+    *,
+    replace: bool = False,  # what an earlier run left there may go
+) -> Iterator[Path]:  # where to write it now
+    """Write a folder beside its place, then rename it.
+
+    Raises `InputError` if there is something in it already, or whatever the block raises; the place is then untouched.
+    """
+    path = Path(path)
+    if not replace and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"{path.name}: expected a new or empty folder, found one with something in it")
+    beside, older = (path.with_name(f".{path.name}.{os.getpid()}.{word}") for word in ("new", "old"))
+    for left in (beside, older):
+        rmtree(left, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        yield beside
+        if path.exists():
+            path.rename(older)
+        beside.rename(path)
+    finally:
+        rmtree(beside, ignore_errors=True)
+        rmtree(older, ignore_errors=True)
 
 # %% ../nbs/00_core.ipynb #35d2ab24
 def _plain(value: Any) -> Any:

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ORDERS', 'AXES', 'LUNG_AIR_HU', 'MIN_SCORE', 'MIN_LEAD', 'USUAL_KEYS', 'NOT_MASKS', 'LOADERS', 'FORMS', 'Placing',
-           'placings', 'agreement', 'place_mask', 'binary', 'npz_mask', 'sides', 'read_mask', 'labelled', 'dicom_kind',
-           'write_mask', 'by_side']
+           'placings', 'thinned', 'agreement', 'place_mask', 'binary', 'npz_mask', 'sides', 'read_mask', 'labelled',
+           'dicom_kind', 'write_mask', 'by_side']
 
-# %% ../nbs/05_masks.ipynb #9c747678
+# %% ../nbs/05_masks.ipynb #88aef387
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -22,8 +22,8 @@ from .contours import chosen, read_rtstruct, write_rtstruct
 from .core import Affine, InputError, Mask, MaskError, writing
 from .files import NPZ_SPACE, file_facts, load_metaimage, load_nifti, load_nrrd, npz_affine, npz_arrays
 from .files import nrrd_segments, save_nifti, save_nrrd
-from .pictures import mask_geometry, read_mask_pictures, write_mask_pictures
-from .reading import PICTURES, suffix_of
+from .pictures import PICTURE_SUFFIXES, mask_geometry, read_mask_pictures, write_mask_pictures
+from .reading import suffix_of
 from .segments import read_seg, write_seg
 from .volume import Volume, box_around, on_grid, reordered, uncropped
 
@@ -64,11 +64,11 @@ def placings(
             for n in range(len(long) + 1):
                 yield from (Placing(order, flips) for flips in combinations(long, n))
 
-# %% ../nbs/05_masks.ipynb #ac60ad73
+# %% ../nbs/05_masks.ipynb #5e3ac0f1
 LUNG_AIR_HU = -400  # half way between aerated lung (about -850) and soft tissue (about 40)
 
 
-def _thinned(
+def thinned(
     array: Bool[np.ndarray, "a b c"],
 ) -> Float[np.ndarray, "d e f"]:  # share of True in each block
     "Block means along each axis; the block divides the axis, so that reversing before or after is the same."
@@ -88,7 +88,7 @@ def agreement(
     "How well a mask agrees with the CT: lungs are air, and what surrounds them is not."
     return float(air[inside].mean() - air[around].mean())
 
-# %% ../nbs/05_masks.ipynb #1581d38f
+# %% ../nbs/05_masks.ipynb #20677452
 MIN_SCORE, MIN_LEAD = 0.6, 0.05
 
 
@@ -110,14 +110,14 @@ def place_mask(
             f"{name}: shape {stored.shape}, expected the volume's {volume.shape} in some order of axes"
         )
     mask = binary(stored, name)
-    thin = _thinned(mask)
+    thin = thinned(mask)
     inside = thin > 0.5 if (thin > 0.5).any() else thin > 0
     around = ndi.binary_dilation(inside, iterations=3) & ~ndi.binary_dilation(inside)
     if not inside.any() or not around.any():
         raise MaskError(
             f"{name}: the mask is {'empty' if not mask.any() else 'all there is'}, so its orientation cannot be proved"
         )
-    air = _thinned(volume.array < LUNG_AIR_HU)
+    air = thinned(volume.array < LUNG_AIR_HU)
     scores = [agreement(air, *(reordered(part, w.order, w.flips) for part in (inside, around))) for w in ways]
     best, *rest = np.argsort(scores)[::-1]
     lead = scores[best] - scores[rest[0]] if rest else 1.0
@@ -206,7 +206,7 @@ def _laid(
         _check_labels(placed, volume, name)
     return mask, way
 
-# %% ../nbs/05_masks.ipynb #60ef0f26
+# %% ../nbs/05_masks.ipynb #44a7ac49
 USUAL_KEYS = ("masks", "mask", "lungs", "lung", "seg", "segmentation", "labels", "label", "arr_0")
 NOT_MASKS = (
     "hu",
@@ -254,7 +254,7 @@ def npz_mask(
     stated = stored.ndim == 3 and "affine" in arrays and volume.spacing_known
     return _laid(stored, npz_affine(arrays, path.name)[0] if stated else None, volume, path.name)
 
-# %% ../nbs/05_masks.ipynb #4c0a0beb
+# %% ../nbs/05_masks.ipynb #a02cff92
 def sides(
     mask: Mask,  # both lungs
     volume: Volume,  # the CT it belongs to
@@ -329,7 +329,7 @@ def _apart(
 ) -> np.ndarray:  # x, y, z in mm, from the middle of `b` to that of `a`
     return volume.affine[:3, :3] @ (_middle(a) - _middle(b))
 
-# %% ../nbs/05_masks.ipynb #ae159b5f
+# %% ../nbs/05_masks.ipynb #3dce3d57
 def read_mask(
     path: Path
     | str
@@ -353,7 +353,7 @@ def read_mask(
         return _from_pictures([Path(p) for p in path], volume, roi)
     path = Path(path)
     suffix = suffix_of(path)
-    if path.is_dir() or suffix in PICTURES:
+    if path.is_dir() or suffix in PICTURE_SUFFIXES:
         return _from_pictures(path if path.is_dir() else [path], volume, roi)
     if suffix == ".npz":
         return npz_mask(path, volume, key=key, roi=roi)[0]

@@ -10,10 +10,8 @@ __all__ = ['PICTURE_SUFFIXES', 'MAX_VOXELS', 'MAX_TINT', 'GREY_HU', 'SHIFTS', 'A
            'Pair', 'Pairs', 'find_pairs', 'shared_values', 'write_pairs', 'resized', 'resized_mask', 'write_overlays',
            'write_mask_pictures', 'mask_geometry']
 
-# %% ../nbs/04e_pictures.ipynb #dd1154d8
-import os
+# %% ../nbs/04e_pictures.ipynb #6160aa34
 import re
-import shutil
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,17 +22,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float32, Int16, Num, Shaped, UInt8
 
-from lungseg.core import (
-    Affine,
-    Held,
-    InputError,
-    LungsegError,
-    Mask,
-    MaskError,
-    progress,
-    read_json,
-    write_json,
-)
+from .core import Affine, Held, InputError, LungsegError, Mask, MaskError
+from .core import new_folder, progress, read_json, write_json
 from .volume import Volume, lps_axes, oriented, reordered, window
 
 # %% ../nbs/04e_pictures.ipynb #2b594d36
@@ -963,7 +952,7 @@ def _named(cases: list[list], two: Sequence[_Two]) -> tuple[list[Pair], str]:
         notes.append(f"Patients that are in more than one part of the folder: {shared}.")
     return pairs, " ".join(notes)
 
-# %% ../nbs/04e_pictures.ipynb #fd5913e0
+# %% ../nbs/04e_pictures.ipynb #63b300c7
 def write_pairs(
     out: Path | str,  # a folder that is not there yet, or empty
     cases: int = 6,  # patients
@@ -981,7 +970,7 @@ def write_pairs(
     if hu and suffix != ".tif":
         raise InputError(f"suffix: {suffix}, expected .tif to store HU")
     mask_suffix = mask_suffix or (".png" if suffix == ".jpg" else suffix)
-    with _new_folder(out) as beside:
+    with new_folder(out) as beside:
         for kind in ("2d_images", "2d_masks"):
             (beside / kind).mkdir()
         for i in range(cases):
@@ -1010,27 +999,6 @@ def _save(picture: Shaped[np.ndarray, "row col"], path: Path) -> None:
         imwrite(path, picture, photometric="minisblack", compression="zlib", metadata=None)
     else:
         Image.fromarray(picture).save(path, **({"quality": 90} if path.suffix == ".jpg" else {}))
-
-
-@contextmanager
-def _new_folder(
-    folder: Path | str,  # where it shall be
-) -> Iterator[Path]:  # where to write for now
-    "A folder that appears when it is complete. Raises `InputError` if there is one with something in it."
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder.name}: expected a new or empty folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir()
-    try:
-        yield beside
-        if folder.exists():
-            folder.rmdir()
-        os.replace(beside, folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 # %% ../nbs/04e_pictures.ipynb #86c46ce5
 def resized(
@@ -1063,7 +1031,7 @@ def _each_resized(pictures: np.ndarray, size: int | tuple[int, int], how: int) -
     done = np.stack([np.asarray(Image.fromarray(p).resize((cols, rows), how)) for p in flat])
     return done.reshape(*pictures.shape[:-2], rows, cols)
 
-# %% ../nbs/04e_pictures.ipynb #004680f8
+# %% ../nbs/04e_pictures.ipynb #910c7ac7
 OVERLAY_COLOURS = {"reference": "#0072B2", "ref": "#0072B2", "prediction": "#E69F00", "pred": "#E69F00"}
 FURTHER_COLOURS = (
     "#009E73",
@@ -1102,7 +1070,7 @@ def write_overlays(
     marks = volume.provenance.get("orientation_known", True)
     union = np.any(list(drawn.values()), axis=0) if drawn else np.zeros(shown.shape, bool)
     thumbs, some = {}, _evenly(np.flatnonzero(union.any(axis=(1, 2))), len(names), contact)
-    with _new_folder(folder) as beside:
+    with new_folder(folder) as beside:
         for i, name in enumerate(names):
             picture = _overlay(shown, drawn, i, level, width)
             if i in some:
@@ -1186,7 +1154,7 @@ def _contact_sheet(pictures: Sequence, marks: bool):
         sheet.paste(small, (n % across * w, n // across * h))
     return sheet
 
-# %% ../nbs/04e_pictures.ipynb #16b9be7f
+# %% ../nbs/04e_pictures.ipynb #81989dbc
 GEOMETRY_FILE = "mask.json"
 
 
@@ -1209,7 +1177,7 @@ def write_mask_pictures(
         "spacing_mm": volume.spacing_mm if volume.spacing_known else None,
         "affine": volume.affine if known else None,
     }
-    with _new_folder(folder) as beside:
+    with new_folder(folder) as beside:
         for name, picture in zip(names, mask, strict=True):
             _save(_white(picture), beside / name)
         write_json(beside / GEOMETRY_FILE, geometry)
