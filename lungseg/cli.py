@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['app', 'FORMATS', 'SAID', 'MADE', 'BESIDE', 'comments', 'verb', 'remedy', 'Source', 'sources', 'which', 'counted',
            'told', 'in_short', 'each_volume', 'phantom', 'fetch', 'identity_words', 'explore', 'deidentify', 'audit',
-           'convert', 'isolate', 'train', 'evaluate', 'segment', 'step', 'safe_cases', 'working_folder', 'claim',
-           'report', 'view', 'doctor', 'main']
+           'convert', 'Kept', 'isolate', 'train', 'evaluate', 'segment', 'step', 'safe_cases', 'working_folder',
+           'claim', 'report', 'view', 'doctor', 'main']
 
-# %% ../nbs/18_cli.ipynb #cfb16876
+# %% ../nbs/18_cli.ipynb #1cccfbf6
 import inspect
 import json as jsonlib
 import re
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
     from lungseg.pictures import Values
     from lungseg.volume import Volume
 
-# %% ../nbs/18_cli.ipynb #645aade1
+# %% ../nbs/18_cli.ipynb #5ea7a16c
 def comments(
     function: Callable,  # one whose parameters stand on lines of their own
 ) -> dict[str, str]:  # parameter to the comment behind it
     "The trailing comment of every parameter in a function's signature."
     signature = inspect.getsource(function).split(") ->")[0]
-    return dict(re.findall(r"^    (\w+)[^#\n]*?  # (.+)$", signature, re.M))
+    return dict(re.findall(r"^    (\w+)[^#\n]*(?:\n    \|[^#\n]*)?  # (.+)$", signature, re.M))
 
 # %% ../nbs/18_cli.ipynb #da489a9e
 app = typer.Typer(
@@ -594,32 +594,134 @@ def convert(
     say = f"{counted(len(written), 'case')} written, {sum(written.values())} with a mask: {out}"
     return {"cases": list(written), "notes": notes, "held": held, "say": "\n".join([*in_short(notes), say])}
 
-# %% ../nbs/18_cli.ipynb #ac946ff9
+# %% ../nbs/18_cli.ipynb #9d225c06
+def _save_parts(
+    parts: dict[str, Mask],  # by name, all on the volume's grid
+    volume: "Volume",
+    source: Source,  # whose volume it is
+    out: Path,  # the file without its suffix
+    format: str,
+    apart: bool = False,  # labels from 1 in the order of the names, instead of 0 and 1
+) -> None:
+    "Write masks into one file: as segments or ROIs where the format has them, as labels where they are asked for."
+    from lungseg.contours import write_rtstruct
+    from lungseg.segments import write_seg
+
+    path = out.with_name(out.name + FORMATS[format])
+    writers = {"seg": write_seg, "rtstruct": write_rtstruct}
+    if format in writers and volume.provenance.get("source") == "DICOM":
+        writers[format](parts, volume, path, ct=source.files)
+    elif apart and format != "png":
+        _save_labels(parts, volume, path)
+    else:
+        _save_mask(_joined(parts), volume, source, out, format, "prediction")
+
+
+def _joined(parts: dict[str, Mask]) -> Mask:
+    "All masks as one."
+    first, *others = parts.values()
+    joined = first.copy()
+    for other in others:
+        joined |= other
+    return joined
+
+
+def _save_labels(
+    parts: dict[str, Mask],  # by name; the first becomes label 1
+    volume: "Volume",
+    path: Path,  # .nii.gz, .nrrd or .npz
+) -> None:
+    "Write masks as one map of labels."
+    import numpy as np
+
+    from lungseg.files import NPZ_SPACE, save_nifti, save_nrrd
+
+    labels = np.zeros(volume.shape, np.uint8)
+    for number, mask in enumerate(parts.values(), 1):
+        labels[mask] = number
+    known = volume.spacing_known
+    if path.suffix == ".npz":
+        geometry = {"affine": volume.affine, "space": NPZ_SPACE} if known else {}
+        with writing(path) as beside:
+            np.savez_compressed(beside, mask=labels, names=np.array(["background", *parts]), **geometry)
+    elif path.suffix == ".nrrd":
+        numbers = {name: number for number, name in enumerate(parts, 1)}
+        save_nrrd(labels, volume.affine, path, known=known, segments=numbers)
+    else:
+        save_nifti(labels, volume.affine, path, known=known)
+
+
+def _save_preview(
+    parts: dict[str, Mask],  # by name, all on the volume's grid
+    volume: "Volume",
+    path: Path,  # .png
+) -> None:
+    "Write one picture: up to 24 axial slices, evenly through the masks, with their outlines."
+    from shutil import copyfile
+    from tempfile import TemporaryDirectory
+
+    import numpy as np
+
+    from lungseg.pictures import write_overlays
+    from lungseg.volume import Volume, lps_axes, oriented, reordered
+
+    axes, shown = lps_axes(volume.affine), oriented(volume)
+    masks = {name: reordered(mask, *axes) for name, mask in parts.items()}
+    held = np.flatnonzero(_joined(masks).any(axis=(1, 2)))
+    choice = held if held.size else np.arange(len(shown.array))
+    some = np.unique(choice[np.linspace(0, len(choice) - 1, 24).round().astype(int)])
+    few = Volume(shown.array[some], shown.affine, shown.provenance)
+    with TemporaryDirectory() as d:
+        pictures = write_overlays(few, {name: mask[some] for name, mask in masks.items()}, Path(d) / "slices")
+        with writing(path) as beside:
+            copyfile(pictures[-1], beside)
+
+# %% ../nbs/18_cli.ipynb #38a98c0d
+@dataclass(frozen=True)
+class Kept:
+    "What is written of each case."
+
+    format: str  # of `FORMATS`
+    apart: bool = False  # left and right as labels
+    region: bool = False  # the lungs' region beside them
+    preview: bool = False  # a picture beside them
+
+
 @verb
 def isolate(
     source: Path,  # DICOM tree or zip, NIfTI, NRRD, npz or pictures
-    out: Path,  # folder to write the masks to
+    out: Path,  # folder to write the masks to: CASE_lungs
     *,
     format: str = "nii",  # nii, nrrd, npz, seg, rtstruct or png
+    apart: bool = False,  # nii, nrrd, npz: labels, 1 the left lung and 2 the right; seg and rtstruct always part them
+    region: bool = False,  # also CASE_region: lungs and their mirror image, with a margin
+    preview: bool = False,  # also CASE_preview.png: slices with outlines
     series: str
     | None = None,  # of several CT series in a case: place in the list, UID, "thickest axial lung"
     correct: bool = False,  # resample missing slices, uneven steps and gantry tilt, instead of refusing them
 ) -> dict:
-    """Lungs without learning: the threshold baseline, as masks.
+    """Lungs without learning: the baseline of thresholds, growing and closing, as masks.
 
-    Example: lungseg isolate _data/phantom/Images _data/masks
+    A case without lungs gets an empty mask, is named, and makes the exit status 1.
+
+    Example: lungseg isolate _data/phantom/Images _data/masks --apart --preview
     """
     from lungseg.isolate import threshold_lungs
+    from lungseg.masks import by_side
+
+    def lungs(volume: "Volume") -> dict[str, Mask]:
+        return by_side(threshold_lungs(volume), volume)
 
     _checked(format, source, out)
-    return _masks(source, out, format, threshold_lungs, "Isolating", which(series), correct)
+    kept = Kept(format, apart, region, preview)
+    return _masks(source, out, kept, lungs, "Isolating", which(series), correct)
 
 
 def _masks(
     source: Path,  # what to segment
     out: Path,  # where the masks go
-    format: str,  # of `FORMATS`
-    lungs: "Callable[[Volume], Any]",  # a volume's lung mask
+    kept: Kept,
+    lungs: "Callable[[Volume], dict[str, Mask]]",  # a volume's left and right lung, by name
     desc: str,  # what the progress bar says
     series: str | int | None,
     correct: bool,
@@ -629,20 +731,18 @@ def _masks(
     held, sizes, notes = [], {}, []
     with opened(source) as place:
         for case, volume in each_volume(place, held, desc, series=series, correct=correct):
-            notes += [f"{case.name}: {word}" for word in told(volume)]
+            notes += [f"{case.name}: {word}" for word in _told_of_sides(volume)]
+            target = out / f"{case.name}_lungs"
             try:
-                mask = lungs(volume)
-                _save_mask(mask, volume, case, out / f"{case.name}_lungs", format, "prediction")
-            except LungsegError as e:
-                held.append(Held(case.name, str(e)))
+                parts = lungs(volume)
+                _save_case(parts, volume, case, out, kept)
+            except (LungsegError, OSError) as e:
+                held.append(_why(case.name, e, target.with_name(target.name + FORMATS[kept.format])))
                 continue
-            sizes[case.name] = _size(mask, volume)
-            if not mask.any():
+            sizes[case.name] = _sizes(parts, volume)
+            if not sizes[case.name]["voxels"]:
                 held.append(Held(case.name, "no lung was found; an empty mask was written"))
-    lines = [
-        f"{name}: {size['ml']:.0f} ml of lung" if "ml" in size else f"{name}: {size['voxels']} voxels"
-        for name, size in sizes.items()
-    ]
+    lines = [f"{name}: {_in_words(size)}" for name, size in sizes.items()]
     return {
         "lungs": sizes,
         "notes": notes,
@@ -651,16 +751,52 @@ def _masks(
     }
 
 
-def _size(
-    mask: Mask,
+def _save_case(
+    parts: dict[str, Mask],  # a case's left and right lung, by name
     volume: "Volume",
-) -> dict[str, float]:  # voxels, and ml where the spacing is known
+    case: Source,
+    out: Path,  # where the masks go
+    kept: Kept,
+) -> None:
+    "Write all that is wanted of a case."
+    _save_parts(parts, volume, case, out / f"{case.name}_lungs", kept.format, kept.apart)
+    more = {}
+    if kept.region:
+        from lungseg.region import lung_region
+
+        more = {"Lung_Region": lung_region(volume, _joined(parts))}
+        _save_parts(more, volume, case, out / f"{case.name}_region", kept.format)
+    if kept.preview:
+        _save_preview(parts | more, volume, out / f"{case.name}_preview.png")
+
+
+def _told_of_sides(volume: "Volume") -> list[str]:
+    "What `told` tells, and whether left and right are known."
+    if volume.provenance.get("orientation_known", True):
+        return told(volume)
+    return [*told(volume), "its orientation is not known, left and right are those of the usual display"]
+
+
+def _sizes(
+    parts: dict[str, Mask],  # left and right lung, by name
+    volume: "Volume",
+) -> dict[str, float]:  # voxels, and ml where the spacing is known; of both lungs, and of each
     from lungseg.volume import volume_ml
 
-    ml = {"ml": round(volume_ml(mask, volume), 1)} if volume.spacing_known else {}
-    return {"voxels": int(mask.sum()), **ml}
+    names = {"": _joined(parts), "left_": parts["Lung_L"], "right_": parts["Lung_R"]}
+    sizes = {f"{name}voxels": int(mask.sum()) for name, mask in names.items()}
+    if volume.spacing_known:
+        sizes |= {f"{name}ml": round(volume_ml(mask, volume), 1) for name, mask in names.items()}
+    return sizes
 
-# %% ../nbs/18_cli.ipynb #b49c966a
+
+def _in_words(size: dict[str, float]) -> str:
+    "1234 ml of lung: left 600, right 634."
+    unit = "ml" if "ml" in size else "voxels"
+    sides = ", ".join(f"{side} {size[f'{side}_{unit}']:.0f}" for side in ("left", "right"))
+    return f"{size[unit]:.0f} {unit} of lung: {sides}"
+
+# %% ../nbs/18_cli.ipynb #e5a2f67f
 def _listed(names: list[str] | None) -> list[str]:
     "Names that were given one by one, or with commas."
     return [name.strip() for given in names or () for name in given.split(",")]
@@ -726,7 +862,7 @@ def _remarks(
 def evaluate(
     run: Path,  # the folder given to `lungseg train`
 ) -> dict:
-    """Score a trained network beside the threshold baseline, per patient and per slice.
+    """Score a trained network beside the baseline that learned nothing, per patient and per slice.
 
     Example: lungseg evaluate _runs/first
     """
@@ -747,6 +883,8 @@ def segment(
     *,
     model: Path = Path("_runs/report/run"),  # a run's folder or a .safetensors file
     format: str = "nii",  # nii, nrrd, npz, seg, rtstruct or png
+    apart: bool = False,  # nii, nrrd, npz: labels, 1 the left lung and 2 the right; seg and rtstruct always part them
+    preview: bool = False,  # also CASE_preview.png: slices with outlines
     series: str
     | None = None,  # of several CT series in a case: place in the list, UID, "thickest axial lung"
     correct: bool = False,  # resample missing slices, uneven steps and gantry tilt, instead of refusing them
@@ -755,10 +893,9 @@ def segment(
 
     Example: lungseg segment _data/phantom/Images _data/masks --model _runs/first
     """
-    from functools import partial
-
+    from lungseg.masks import by_side
     from lungseg.predict import load_model
-    from lungseg.predict import segment as lungs
+    from lungseg.predict import segment as predicted
 
     if not model.exists():
         raise InputError(
@@ -766,8 +903,12 @@ def segment(
         )
     _checked(format, source, out)
     net = load_model(model)
-    work = partial(lungs, net)
-    return _masks(source, out, format, work, "Segmenting", which(series), correct)
+
+    def lungs(volume: "Volume") -> dict[str, Mask]:
+        return by_side(predicted(net, volume), volume)
+
+    kept = Kept(format, apart, preview=preview)
+    return _masks(source, out, kept, lungs, "Segmenting", which(series), correct)
 
 # %% ../nbs/18_cli.ipynb #b22ee391
 @contextmanager
