@@ -482,7 +482,7 @@ def _differing(before: Mapping, now: Mapping) -> list[str]:
             keys.append(key)
     return keys
 
-# %% ../nbs/12_train.ipynb #09545053
+# %% ../nbs/12_train.ipynb #73a898bd
 @torch.no_grad()
 def validate(
     net: nn.Module,
@@ -492,13 +492,14 @@ def validate(
 ) -> dict[str, float]:  # loss, dice, accuracy: means over cases
     """Loss, 3-D Dice and accuracy of a network, each a mean over the cases of a dataset.
 
+    Lung that a case's view hides from the network is lung it missed.
     A case without lung in which none is found has no Dice; if no case has one, their mean is NaN.
     """
     device, training = next(net.parameters()).device, net.training
     net.eval()
     scores = []
-    for name in data.names:
-        counts, losses = Counts(0, 0, 0, 0), []
+    for name, missed in zip(data.names, data.missed, strict=True):
+        counts, losses = Counts(0, 0, round(missed), 0), []
         for indices in np.array_split(own := data.of_case(name), -(-len(own) // batch)):
             images, masks = (x.to(device) for x in data.batch(indices))
             logits = net(images.contiguous(memory_format=torch.channels_last))
@@ -514,7 +515,7 @@ def validate(
         "accuracy": float(accuracy.mean()),
     }
 
-# %% ../nbs/12_train.ipynb #5efb0785
+# %% ../nbs/12_train.ipynb #9147351d
 def train(
     store: Store,
     split: Mapping[
@@ -556,7 +557,8 @@ def train(
                 state.history.append(row)
                 save_checkpoint(state, run / "checkpoint")
                 write_history(run / "history.csv", state.history)
-                write_json(run / "run.json", describe_run(state, fabric, finished=epoch + 1 == epochs))
+                told = describe_run(state, fabric, finished=epoch + 1 == epochs)
+                write_json(run / "run.json", told | {"notes": _notes(data)})
     return run
 
 
@@ -628,7 +630,7 @@ def _step(
     state.optimiser.step()
     return logits.detach(), loss.detach()
 
-# %% ../nbs/12_train.ipynb #c6fd267b
+# %% ../nbs/12_train.ipynb #97c86406
 IN_MEMORY = 4 * 2**30  # bytes of prepared slices that are kept in memory; more go to memory-mapped files
 
 
@@ -638,6 +640,11 @@ def _slices(store: Store, names: list[str], recipe: Recipe, folder: Path) -> Sli
         return None
     many = sum(len(store.case(name).hu) for name in names) * recipe.prepare.size**2 * 2
     return SliceDataset(store, names, recipe.prepare, folder=folder if many > IN_MEMORY else None)
+
+
+def _notes(data: Mapping[str, SliceDataset | None]) -> list[str]:
+    "Which cases are not shown as the recipe asks, and why."
+    return [f"{note.item}: {note.reason}" for part in data.values() if part for note in part.notes]
 
 
 def _start(recipe: Recipe, run: Path, device: str) -> tuple[Progress, nn.Module, "Fabric"]:

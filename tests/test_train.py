@@ -8,7 +8,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from lungseg import train as training
 from lungseg.cohort import Store, build_store, find_cases
@@ -16,7 +16,7 @@ from lungseg.core import CohortError, ModelError, read_json
 from lungseg.losses import CombinedLoss
 from lungseg.phantom import LABELS, draw_phantom
 from lungseg.predict import load_model, postprocess, predict_probs, segment
-from lungseg.slices import Augmentation, Preparation, SliceDataset, augment, generator
+from lungseg.slices import Augmentation, NoLungsWarning, Preparation, SliceDataset, augment, generator
 from lungseg.train import Fit, Net, Recipe, load_recipe, read_history, train, validate
 from lungseg.volume import Volume
 
@@ -220,6 +220,9 @@ def test_slices_in_files_train_to_the_same_weights(store, split, calm, tmp_path)
         {"fit": {"optimiser": "adam", "clip": 0.0, "empty": 1.0}},
         {"prepare": {"method": "winsorise", "neighbours": 1}, "loss": {"per": "slice", "smooth": 0.0}},
         {"net": {"patch": 2, "depth": 1}, "fit": {"precision": "bfloat16"}},
+        {"prepare": {"frame": "lungs", "suppress": "outside"}},
+        {"prepare": {"frame": "lungs", "neighbours": 2, "method": "winsorise"}},
+        {"prepare": {"frame": "image", "suppress": "outside", "region_margin_mm": 0.0}},
     ],
 )
 def test_other_recipes_run_and_their_models_predict(store, split, tmp_path, changes):
@@ -233,6 +236,95 @@ def test_other_recipes_run_and_their_models_predict(store, split, tmp_path, chan
     assert probs.shape == (12, 64, 64) and 0 <= probs.min() and probs.max() <= 1
 
 
+def test_a_network_learns_in_a_lung_box_and_finds_lungs_it_never_saw(tmp_path):
+    "From store to mask with the recipe of the package, made small; the run says how its slices are prepared."
+    (tmp_path / "volumes").mkdir()
+    for seed in range(3):
+        p = draw_phantom(seed, size=96, slices=24)
+        lungs = np.isin(p.labels, [LABELS["lung_left"], LABELS["lung_right"]])
+        np.savez(tmp_path / "volumes" / f"Case_{seed:03d}.npz", hu=p.hu, mask=lungs.astype(np.uint8))
+    store = build_store(find_cases(tmp_path / "volumes").cases, tmp_path / "store")
+    fit = {"steps": 40, "lr": 1e-2, "ema": 0.9, "precision": "float32"}
+    recipe = load_recipe("lungbox").but(
+        prepare={"size": 48}, net={"width": 8, "depth": 3, "patch": 1}, fit=fit
+    )
+    run = train(store, {"train": store.names[:2], "validation": store.names[2:]}, recipe, tmp_path / "run")
+    assert read_history(run).validation_dice.max() > 0.8 and read_json(run / "run.json")["notes"] == []
+    model = load_model(run)
+    assert model.recipe == recipe and model.recipe.prepare.frame == "lungs"
+    p = draw_phantom(9, size=96, slices=24)
+    ref, mask = (
+        np.isin(p.labels, [LABELS["lung_left"], LABELS["lung_right"]]),
+        segment(model, Volume(p.hu, p.affine)),
+    )
+    assert 2 * (mask & ref).sum() / (mask.sum() + ref.sum()) > 0.8
+
+
+def test_a_run_in_a_lung_box_goes_on_to_the_same_weights(store, split, tmp_path):
+    recipe = TINY.but(prepare={"frame": "lungs", "suppress": "outside"})
+    whole = train(store, split, recipe, tmp_path / "calm")
+    with (
+        patch.object(training, "augment", fail_at(augment, 4, KeyboardInterrupt())),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        train(store, split, recipe, tmp_path / "run")
+    assert same_weights(train(store, split, recipe, tmp_path / "run"), whole)
+    with pytest.raises(ModelError, match=r"another recipe \(prepare.frame, prepare.suppress\)"):
+        train(store, split, TINY, tmp_path / "run")
+
+
+BOX_KEYS = ("suppress", "region_margin_mm", "box_margin_mm", "air_hu")
+
+
+def test_a_run_and_weights_from_before_there_were_lung_boxes_are_still_good(store, split, calm, tmp_path):
+    run = shutil.copytree(calm, tmp_path / "run")
+    old = "".join(
+        line
+        for line in (run / "recipe.toml").read_text("utf-8").splitlines(True)
+        if not line.startswith(BOX_KEYS)
+    )
+    (run / "recipe.toml").write_text(old, encoding="utf-8")
+    weights = load_file(run / "model.safetensors")
+    save_file(weights, run / "model.safetensors", {"format": "lungseg 1", "recipe": old, "epoch": "3"})
+    assert not any(key in old for key in BOX_KEYS)
+    train(store, split, TINY, run)
+    assert load_model(run).recipe == TINY
+    hu = np.asarray(store.case(split["test"][0]).hu)
+    assert np.array_equal(predict_probs(load_model(run), hu), predict_probs(load_model(calm), hu))
+
+
+def test_lung_that_a_box_hides_counts_as_missed(store, split):
+    "A network that is right about all it is shown, and a case of which a tenth is not shown."
+
+    class Perfect(torch.nn.Module):
+        def __init__(self, data):
+            super().__init__()
+            self.data, self.nothing = data, torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, images):
+            return self.data.batch(np.flatnonzero(self.data.has_lung))[1] * 20 - 10
+
+    data = SliceDataset(store, [split["train"][0]], TINY.prepare)
+    data.of_case = lambda name: np.flatnonzero(data.has_lung)
+    assert validate(Perfect(data), data, CombinedLoss(0.5), batch=99)["dice"] == 1
+    shown = int((data.batch(data.of_case(""))[1] >= 0.5).sum())
+    data.missed[0] = shown / 9
+    assert validate(Perfect(data), data, CombinedLoss(0.5), batch=99)["dice"] == pytest.approx(
+        2 / (2 + 1 / 9), abs=1e-3
+    )
+
+
+def test_a_case_without_lungs_that_can_be_found_is_trained_on_whole_and_noted(store, split, tmp_path):
+    case = split["train"][0]
+    solid = changed(store, tmp_path / "solid", case, "hu", lambda hu: np.maximum(hu, np.int16(0)))
+    recipe = TINY.but(prepare={"frame": "lungs", "suppress": "outside"}, fit={"epochs": 1})
+    with pytest.warns(NoLungsWarning, match=f"{case}: no lungs found"):
+        run = train(solid, split, recipe, tmp_path / "run")
+    assert read_json(run / "run.json")["notes"] == [
+        f"{case}: no lungs found in the CT, so all of it is shown"
+    ]
+
+
 def test_the_mask_lies_on_the_volumes_grid_whatever_its_shape(calm):
     rng = np.random.default_rng(0)
     model = load_model(calm)
@@ -244,7 +336,7 @@ def test_the_mask_lies_on_the_volumes_grid_whatever_its_shape(calm):
 
 def test_every_recipe_in_the_package_can_be_read():
     recipes = sorted((Path(training.__file__).parent / "recipes").glob("*.toml"))
-    assert "lungseg" in {f.stem for f in recipes}
+    assert {"lungseg", "lungbox"} <= {f.stem for f in recipes}
     for f in recipes:
         assert load_recipe(f.stem).name == f.stem
 

@@ -1,0 +1,266 @@
+"What a network is shown of a case: the body, or the lungs alone, and the way back."
+
+import warnings
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+
+from lungseg import slices
+from lungseg.cohort import Stored, build_store, find_cases
+from lungseg.core import ModelError
+from lungseg.phantom import LABELS, draw_phantom
+from lungseg.slices import (
+    NoLungsWarning,
+    Preparation,
+    SliceDataset,
+    View,
+    body_frame,
+    prepare_images,
+    prepare_masks,
+    put_back,
+    view_of,
+    whole_frame,
+)
+
+LUNGS = Preparation(frame="lungs")
+SUPPRESSED = Preparation(frame="lungs", suppress="outside")
+
+
+def lungs_of(phantom):
+    return np.isin(phantom.labels, [LABELS["lung_left"], LABELS["lung_right"]])
+
+
+def spacing_of(phantom):
+    return tuple(float(s) for s in np.linalg.norm(phantom.affine[:3, :3], axis=0))
+
+
+@pytest.fixture(scope="module", params=[11, 12])
+def phantom(request):
+    return draw_phantom(request.param, size=96, slices=30)
+
+
+@pytest.mark.parametrize("prep", [LUNGS, SUPPRESSED, Preparation(suppress="outside")])
+@pytest.mark.parametrize("known", [True, False])
+def test_nearly_all_of_the_lungs_is_shown_and_much_else_is_not(phantom, prep, known):
+    view = view_of(phantom.hu, prep, spacing_of(phantom) if known else None)
+    lungs = lungs_of(phantom)
+    assert view.visible(lungs).sum() > 0.998 * lungs.sum()
+    shown = view.visible(np.ones_like(lungs)).mean()
+    plain = view_of(phantom.hu, Preparation()).visible(np.ones_like(lungs)).mean()
+    assert shown < 0.9 * plain
+    assert (view.region is None) == (prep.suppress == "none")
+
+
+def test_the_view_does_not_depend_on_the_reference(phantom, tmp_path):
+    "Another mask, the same pictures: what is shown is found in the CT alone."
+    images = []
+    for name, keep in (("whole", 1.0), ("part", 0.6)):
+        mask = lungs_of(phantom)
+        mask[int(keep * len(mask)) :] = False
+        folder = tmp_path / name / "volumes"
+        folder.mkdir(parents=True)
+        np.savez(folder / "Case_000.npz", hu=phantom.hu, mask=mask.astype(np.uint8))
+        store = build_store(find_cases(folder).cases, tmp_path / name / "store")
+        images.append(SliceDataset(store, store.names, replace(SUPPRESSED, size=32)))
+    one, two = images
+    assert len(one) == len(two)
+    every = np.arange(len(one))
+    assert torch.equal(one.batch(every)[0], two.batch(every)[0])
+    assert not torch.equal(one.batch(every)[1], two.batch(every)[1])
+
+
+@pytest.mark.parametrize("margin", [0.0, 7.0, 40.0])
+def test_margins_are_in_mm_and_end_at_the_grid(phantom, margin):
+    spacing = spacing_of(phantom)
+    tight = view_of(phantom.hu, replace(LUNGS, box_margin_mm=0.0), spacing)
+    wide = view_of(phantom.hu, replace(LUNGS, box_margin_mm=margin), spacing)
+    more = int(np.ceil(margin / spacing[0]))
+    assert wide.shown.start == max(tight.shown.start - more, 0)
+    assert wide.shown.stop == min(tight.shown.stop + more, len(phantom.hu))
+    assert wide.frame.side >= tight.frame.side
+    assert view_of(phantom.hu, replace(SUPPRESSED, region_margin_mm=margin), spacing).region.any()
+
+
+def test_outside_the_region_there_is_air_before_scaling(phantom):
+    prep = replace(SUPPRESSED, size=64, air_hu=-1050, hu_min=-1100.0)
+    view = view_of(phantom.hu, prep, spacing_of(phantom))
+    view = replace(view, frame=whole_frame(phantom.hu.shape[1:]))
+    images = prepare_images(phantom.hu, replace(prep, size=96), view).numpy()
+    outside = ~view.region[view.shown.start : view.shown.stop]
+    air = (-1050 + 1100) / (600 + 1100) * 2 - 1
+    assert np.allclose(images[outside], air, atol=1e-6)
+    plain = prepare_images(phantom.hu, replace(prep, size=96), replace(view, region=None)).numpy()
+    assert np.array_equal(images[~outside], plain[~outside])
+
+
+@pytest.mark.parametrize("prep", [Preparation(), LUNGS, SUPPRESSED])
+def test_a_prepared_mask_comes_back_exactly_where_no_pixel_is_resampled(phantom, prep):
+    view = view_of(phantom.hu, prep, spacing_of(phantom))
+    prep, mask = replace(prep, size=view.frame.side), lungs_of(phantom)
+    maps = prepare_masks(mask, prep, view)
+    back = np.zeros(mask.shape, np.float32)
+    back[view.shown] = put_back(maps, view, view.shown, mask.shape[1:]).numpy()
+    assert np.array_equal(back, view.visible(mask))
+
+
+@pytest.mark.parametrize("size", [40, 77, 150])
+@pytest.mark.parametrize("prep", [LUNGS, SUPPRESSED])
+def test_a_prepared_mask_comes_back_nearly_where_pixels_are_resampled(phantom, prep, size):
+    view = view_of(phantom.hu, prep, spacing_of(phantom))
+    mask = lungs_of(phantom)
+    maps = prepare_masks(mask, replace(prep, size=size), view)
+    back = np.zeros(mask.shape, bool)
+    back[view.shown] = put_back(maps, view, view.shown, mask.shape[1:]).numpy() > 0.5
+    seen = view.visible(mask)
+    assert 2 * (back & seen).sum() / (back.sum() + seen.sum()) > 0.975
+    assert not (back & ~view.visible(np.ones_like(mask))).any()
+
+
+@pytest.mark.parametrize(
+    ("top", "left", "side", "shown"),
+    [(-4, 3, 30, range(0, 5)), (2, -7, 12, range(1, 3)), (5, 6, 8, range(4, 5)), (-9, -9, 60, range(2, 5))],
+)
+def test_a_frame_beyond_the_picture_comes_back_too(top, left, side, shown):
+    mask = np.random.default_rng(0).random((5, 20, 24)) < 0.5
+    view = View(slices.Frame(top, left, side), shown)
+    maps = prepare_masks(mask, Preparation(size=side), view)
+    back = put_back(maps, view, shown, (20, 24), outside=-9.0).numpy()
+    seen = view.visible(mask)[shown.start : shown.stop]
+    assert np.array_equal(back == 1, seen)
+    assert (back[~view.visible(np.ones_like(mask))[shown.start : shown.stop]] == -9).all()
+
+
+def test_slices_among_and_around_those_shown():
+    view = View(slices.Frame(0, 0, 8), range(3, 7))
+    assert [len(view.among(range(a, b))) for a, b in ((0, 3), (2, 4), (3, 7), (5, 9), (7, 9))] == [
+        0,
+        1,
+        4,
+        2,
+        0,
+    ]
+    assert view.widened(2, 8) == range(1, 8)
+    assert view.widened(5, 9) == range(0, 9)
+
+
+def without_lungs(phantom):
+    "The same body, its lungs full of water."
+    return np.where(lungs_of(phantom), np.int16(20), phantom.hu)
+
+
+@pytest.mark.parametrize(
+    ("prep", "frame"),
+    [
+        (LUNGS, body_frame),
+        (SUPPRESSED, body_frame),
+        (Preparation(suppress="outside"), body_frame),
+        (Preparation(frame="image", suppress="outside"), lambda hu: whole_frame(hu.shape[1:])),
+    ],
+)
+def test_without_lungs_all_is_shown_and_that_is_said(phantom, prep, frame):
+    hu = without_lungs(phantom)
+    view = view_of(hu, prep, spacing_of(phantom))
+    assert (view.frame, view.shown, view.region) == (frame(hu), range(len(hu)), None)
+    assert view.note == "no lungs found in the CT, so all of it is shown"
+
+
+@pytest.mark.parametrize("value", [-1000, 40])
+@pytest.mark.parametrize("shape", [(1, 30, 40), (5, 16, 16)])
+def test_air_alone_and_a_solid_block_are_shown_whole(value, shape):
+    hu = np.full(shape, value, np.int16)
+    view = view_of(hu, SUPPRESSED, (3.0, 1.0, 1.0))
+    assert view.note and view.shown == range(shape[0]) and view.frame.side >= max(shape[1:])
+    assert prepare_images(hu, replace(SUPPRESSED, size=16), view).isfinite().all()
+
+
+def test_the_lungs_are_sought_once_a_case_and_only_if_they_are_needed(phantom, tmp_path, monkeypatch):
+    folder = tmp_path / "volumes"
+    folder.mkdir()
+    for name in ("Case_000", "Case_001"):
+        np.savez(folder / f"{name}.npz", hu=phantom.hu, mask=lungs_of(phantom).astype(np.uint8))
+    store = build_store(find_cases(folder).cases, tmp_path / "store")
+    calls, really = [], slices.lung_region
+    monkeypatch.setattr(slices, "lung_region", lambda *a, **k: (calls.append(1), really(*a, **k))[1])
+    SliceDataset(store, store.names, Preparation(size=16))
+    assert not calls
+    data = SliceDataset(store, store.names, replace(SUPPRESSED, size=16, neighbours=1))
+    for epoch in range(2):
+        for _ in slices.batches(data, 8, seed=0, epoch=epoch):
+            pass
+    assert len(calls) == 2
+
+
+def test_a_dataset_of_boxes_keeps_cases_and_neighbours_apart(tmp_path):
+    folder = tmp_path / "volumes"
+    folder.mkdir()
+    for seed in (3, 4):
+        p = draw_phantom(seed, size=64, slices=24)
+        np.savez(folder / f"Case_{seed:03d}.npz", hu=p.hu, mask=lungs_of(p).astype(np.uint8))
+    store = build_store(find_cases(folder).cases, tmp_path / "store")
+    prep = replace(SUPPRESSED, size=24, neighbours=2, box_margin_mm=0.0, region_margin_mm=0.0)
+    data = SliceDataset(store, store.names, prep)
+    for name in store.names:
+        case = store.case(name)
+        view = view_of(case.hu, prep)
+        assert len(view.shown) < len(case.hu)
+        own = data.of_case(name)
+        assert data.slice[own].tolist() == list(view.shown)
+        images, masks = data.batch(own)
+        everything = prepare_images(case.hu, prep, view, range(len(case.hu)))
+        near = np.clip(np.array(view.shown)[:, None] + np.arange(-2, 3), 0, len(case.hu) - 1)
+        assert torch.allclose(images, everything[near], atol=1 / 250)
+        assert torch.allclose(masks[:, 0], prepare_masks(case.mask, prep, view), atol=1 / 250)
+        assert data.describe(own[:1]) == f"{name} slices {view.shown[0]}"
+
+
+def test_a_case_whose_lungs_are_not_found_is_named_once(phantom, tmp_path):
+    folder = tmp_path / "volumes"
+    folder.mkdir()
+    np.savez(folder / "Case_000.npz", hu=phantom.hu, mask=lungs_of(phantom).astype(np.uint8))
+    store = build_store(find_cases(folder).cases, tmp_path / "store")
+    np.save(store.path / "Case_000" / "hu.npy", without_lungs(phantom))
+    with pytest.warns(NoLungsWarning, match="Case_000: no lungs found in the CT, so all of it is shown"):
+        data = SliceDataset(store, store.names, replace(SUPPRESSED, size=16))
+    assert len(data) == len(phantom.hu) and [n.item for n in data.notes] == ["Case_000"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        SliceDataset(store, store.names, Preparation(size=16))
+
+
+def test_a_box_takes_the_cases_own_spacing_only_where_it_is_known(phantom):
+    asked = []
+    data = SliceDataset.__new__(SliceDataset)
+    data.prep, data.notes = replace(LUNGS, size=16), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slices, "view_of", lambda hu, prep, mm: (asked.append(mm), view_of(hu, prep))[1])
+        for known in (True, False):
+            data._view(Stored("a", phantom.hu, None, phantom.affine, (9.0, 4.0, 4.0), known, {}))
+    assert asked == [(9.0, 4.0, 4.0), None]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("frame", "lung", '"body", "lungs" or "image"'),
+        ("suppress", "inside", '"none" or "outside"'),
+        ("region_margin_mm", -0.5, "0 to 100 mm"),
+        ("region_margin_mm", float("nan"), "0 to 100 mm"),
+        ("box_margin_mm", 1000.0, "0 to 100 mm"),
+        ("air_hu", 0, "air: -1100 to -900 HU"),
+    ],
+)
+def test_a_preparation_that_makes_no_sense_is_refused(field, value, expected):
+    with pytest.raises(ModelError, match=f"{field}: expected {expected}, got"):
+        Preparation(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("frame", "suppress"), list(product(("body", "lungs", "image"), ("none", "outside")))
+)
+def test_the_lungs_are_needed_for_a_box_and_for_suppression(frame, suppress):
+    assert Preparation(frame=frame, suppress=suppress).isolates == (
+        (frame, suppress) not in [("body", "none"), ("image", "none")]
+    )
