@@ -7,13 +7,13 @@ __all__ = ['SMOOTHING', 'FIRST_SLICES', 'BONE_HU', 'DEEP_MM', 'HALF_SPINE_MM', '
            'smoothed', 'projected_spine', 'bone_symmetry', 'spine_axis', 'mirrored_union', 'margin', 'lung_region',
            'lung_box', 'suppressed']
 
-# %% ../nbs/06a_region.ipynb #8777c1d7
+# %% ../nbs/06a_region.ipynb #6828f90a
 import numpy as np
 from jaxtyping import Bool, Float, Float64
 
 from .core import HU, GeometryError, Mask, MaskError
 from .isolate import body, threshold_lungs, working_spacing
-from .volume import Box, Volume, body_box, box_around, lps_axes, oriented, reordered
+from .volume import Box, Volume, body_box, box_around, crop, lps_axes, oriented, reordered
 
 # %% ../nbs/06a_region.ipynb #c23fd5d8
 SMOOTHING = 0.3  # weight of the newest slice: the report's alpha
@@ -100,7 +100,7 @@ def _mirror_product(bone: Float[np.ndarray, "row col"], reach: int) -> Float[np.
         out[apart : 2 * n - 1 - apart : 2] += np.einsum("rc,rc->c", bone[:, : n - apart], bone[:, apart:])
     return out
 
-# %% ../nbs/06a_region.ipynb #c16d6404
+# %% ../nbs/06a_region.ipynb #6fba5f75
 SMOOTHING_STEP_MM = 3.0  # the thickness for which `SMOOTHING` is taken to hold
 
 
@@ -116,26 +116,38 @@ def spine_axis(
     ordered, lungs = _in_order(volume, lungs)
     if not lungs.any():
         raise MaskError("lungs: the mask is empty, expected the lungs whose spine to find")
-    spacing, slices = working_spacing(ordered), _slices_with(lungs)
-    columns = _path(bone_symmetry(ordered, lungs), _middle(ordered), spacing) / 2
+    slices = _slices_with(lungs)
+    columns = _columns(ordered, lungs, _middle(ordered, lungs))
+    rows = np.array(
+        [(r.start + r.stop - 1) / 2 for r in _rows_of_spine(lungs[slices], working_spacing(ordered))]
+    )
+    rows = np.pad(rows, (slices.start, len(lungs) - slices.stop), mode="edge")
+    return ordered.index_to_mm(np.stack([np.arange(len(lungs)), rows, columns], 1))
+
+
+def _columns(volume: Volume, lungs: Mask, middle: float) -> Float64[np.ndarray, "slice"]:
+    "The column of the spine in every slice."
+    spacing, slices = working_spacing(volume), _slices_with(lungs)
+    columns = _path(bone_symmetry(volume, lungs), middle, spacing) / 2
     weight = 1 - (1 - SMOOTHING) ** (spacing[0] / SMOOTHING_STEP_MM)
     columns = (smoothed(columns, weight) + smoothed(columns[::-1], weight)[::-1]) / 2
-    rows = np.array([(r.start + r.stop - 1) / 2 for r in _rows_of_spine(lungs[slices], spacing)])
-    z = np.arange(len(lungs))
-    near = np.clip(z, slices.start, slices.stop - 1) - slices.start
-    return ordered.index_to_mm(np.stack([z, rows[near], columns[near]], 1))
+    return np.pad(columns, (slices.start, len(lungs) - slices.stop), mode="edge")
 
 
-def _in_order(volume: Volume, mask: Mask) -> tuple[Volume, Mask]:
+def _in_order(volume: Volume, mask: Mask) -> tuple[Volume, Bool[np.ndarray, "z y x"]]:
     "Both with slices to the head, rows to the back, columns to the left."
     if mask.shape != volume.shape:
-        raise MaskError(f"lungs: shape {mask.shape}, expected the volume's {volume.shape}")
+        raise MaskError(f"mask: shape {mask.shape}, expected the volume's {volume.shape}")
     return oriented(volume), reordered(mask, *lps_axes(volume.affine))
 
 
-def _middle(volume: Volume) -> float:
-    "The column half way across the patient."
-    columns = body_box(volume)[2]
+def _middle(volume: Volume, lungs: Mask) -> float:
+    "The column half way across the front of the chest, where neither arms nor couch are."
+    slices, rows, _ = box_around(lungs)
+    quarters = (slices.stop - slices.start) // 4
+    front = slice(0, rows.start + (rows.stop - rows.start) // 4 + 1)
+    chest = crop(volume, (slice(slices.start + quarters, slices.stop - quarters), front, slice(None)))
+    columns = body_box(chest)[2]
     return (columns.start + columns.stop - 1) / 2
 
 
@@ -156,7 +168,7 @@ def _path(
     best = [min(visited[visited[:, 0] == z, 1], key=lambda x: cost[z, x]) for z in range(1, len(cost) - 1)]
     return np.array(best, float)
 
-# %% ../nbs/06a_region.ipynb #76547859
+# %% ../nbs/06a_region.ipynb #9ea497c1
 def mirrored_union(
     volume: Volume,  # in any orientation
     lungs: Mask,  # on its grid
@@ -165,7 +177,7 @@ def mirrored_union(
     ordered, mask = _in_order(volume, lungs)
     if not mask.any():
         return np.zeros(volume.shape, bool)
-    columns = ordered.mm_to_index(spine_axis(ordered, mask))[:, 2]
+    columns = _columns(ordered, mask, _middle(ordered, mask))
     return _as_given(mask | _mirrored(mask, columns), volume)
 
 
@@ -180,7 +192,7 @@ def _mirrored(mask: Mask, columns: Float64[np.ndarray, "slice"]) -> Mask:
     return out
 
 
-def _as_given(mask: Mask, volume: Volume) -> Mask:
+def _as_given(mask: Bool[np.ndarray, "z y x"], volume: Volume) -> Mask:
     "A mask in LPS order on the volume's own grid."
     order, flips = lps_axes(volume.affine)
     return np.ascontiguousarray(np.flip(mask, flips).transpose(np.argsort(order)))
@@ -212,7 +224,7 @@ def margin(
             grown[other] |= distance <= np.sqrt(radius**2 - apart**2)
     return out
 
-# %% ../nbs/06a_region.ipynb #d4af94ef
+# %% ../nbs/06a_region.ipynb #f9067cc9
 MARGIN_MM = (
     10.0  # what asymmetry is left after the dents are filled; about the wall between lung and rib's outside
 )
@@ -222,6 +234,7 @@ def lung_region(
     volume: Volume,  # in any orientation
     lungs: Mask | None = None,  # on its grid; None: by threshold
     *,
+    patient: Mask | None = None,  # on its grid, without air and couch around; None: as `body` finds it
     mm: float | int | None = None,  # margin: radius of a ball; 10 mm if neither is given
     pixels: float | int | None = None,  # margin: radius of a disc in each axial slice
 ) -> Mask:  # on the volume's grid; empty if there are no lungs
@@ -229,14 +242,15 @@ def lung_region(
     ordered, mask = _in_order(volume, threshold_lungs(volume) if lungs is None else lungs)
     if not mask.any():
         return np.zeros(volume.shape, bool)
-    columns = ordered.mm_to_index(spine_axis(ordered, mask))[:, 2]
-    both = mask | _mirrored(mask, columns)
-    both |= _mirrored(mask, np.full(len(mask), _middle(ordered)))
+    middle = _middle(ordered, mask)
+    columns = _columns(ordered, mask, middle)
+    both = mask | _mirrored(mask, columns) | _mirrored(mask, np.full(len(mask), middle))
     for plane, column in zip(both, columns, strict=True):
         _fill_half(plane[:, : round(column)])
         _fill_half(plane[:, round(column) :])
     mm = MARGIN_MM if mm is None and pixels is None else mm
-    region = margin(both, working_spacing(ordered), mm=mm, pixels=pixels) & body(ordered)
+    region = margin(both, working_spacing(ordered), mm=mm, pixels=pixels)
+    region &= body(ordered) if patient is None else _in_order(volume, patient)[1]
     return _as_given(region | mask, volume)
 
 
