@@ -30,12 +30,12 @@ def smoothed(
         out[i] = state = weight * point + (1 - weight) * state
     return out
 
-# %% ../nbs/06a_region.ipynb #7eb1fe6a
+# %% ../nbs/06a_region.ipynb #ee53172b
 def projected_spine(
     volume: Volume,  # in LPS order, as `oriented` gives it
     lungs: Mask,  # on its grid, not empty
 ) -> Float64[np.ndarray, "n"]:  # the column of the spine in each slice from the first with lung to the last
-    "The spine by the report's plain recipe: lung window, projection, moving average of seven columns, smoothing."
+    "The spine by the report's plain recipe: lung window, projection, moving average, maximum, smoothing."
     from scipy import ndimage as ndi
 
     from lungseg.volume import window
@@ -49,7 +49,7 @@ def _slices_with(mask: Mask) -> slice:
     "From the first slice that holds some of it to the last."
     return box_around(mask)[0]
 
-# %% ../nbs/06a_region.ipynb #39c0fb2e
+# %% ../nbs/06a_region.ipynb #1151f2c0
 BONE_HU = (
     150.0,
     500.0,
@@ -93,7 +93,7 @@ def _rows_of_spine(lungs: Mask, spacing_mm: tuple) -> list[slice]:
 
 
 def _mirror_product(bone: Float[np.ndarray, "row col"], reach: int) -> Float[np.ndarray, "halfcolumns"]:
-    "For a mirror at each half column: the sum of bone times mirrored bone, up to `reach` columns to either side."
+    "For a mirror at each half column: bone times mirrored bone, up to `reach` columns to either side, summed."
     n = bone.shape[1]
     out = np.zeros(2 * n - 1, np.float32)
     for apart in range(min(2 * reach + 1, n)):
@@ -197,7 +197,7 @@ def _as_given(mask: Bool[np.ndarray, "z y x"], volume: Volume) -> Mask:
     order, flips = lps_axes(volume.affine)
     return np.ascontiguousarray(np.flip(mask, flips).transpose(np.argsort(order)))
 
-# %% ../nbs/06a_region.ipynb #af788ad3
+# %% ../nbs/06a_region.ipynb #80278b54
 def margin(
     mask: Mask,  # axial slices first
     spacing_mm: tuple[float | int, ...],  # along slice, row, column
@@ -205,7 +205,7 @@ def margin(
     mm: float | int | None = None,  # radius of a ball
     pixels: float | int | None = None,  # radius of a disc in every slice; 5 in the report
 ) -> Mask:
-    "The mask with a margin: a ball in mm, or a disc in pixels. Raises `GeometryError` unless one of them is given."
+    "The mask with a margin: a ball in mm or a disc in pixels. Raises `GeometryError` unless one is given."
     from scipy import ndimage as ndi
 
     if (mm is None) == (pixels is None) or (pixels if mm is None else mm) < 0:
