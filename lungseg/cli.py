@@ -796,7 +796,7 @@ def _in_words(size: dict[str, float]) -> str:
     sides = ", ".join(f"{side} {size[f'{side}_{unit}']:.0f}" for side in ("left", "right"))
     return f"{size[unit]:.0f} {unit} of lung: {sides}"
 
-# %% ../nbs/18_cli.ipynb #e5a2f67f
+# %% ../nbs/18_cli.ipynb #ad467146
 def _listed(names: list[str] | None) -> list[str]:
     "Names that were given one by one, or with commas."
     return [name.strip() for given in names or () for name in given.split(",")]
@@ -867,13 +867,18 @@ def evaluate(
     Example: lungseg evaluate _runs/first
     """
     from lungseg.cohort import Store
+    from lungseg.evaluate import BASELINE
     from lungseg.evaluate import evaluate as score
 
     if not (run / "run.json").is_file():
         raise InputError(f"{run}: expected the folder given to `lungseg train`, found no run.json in it")
     result = score(run, Store(run / "store"))
     table = result.patients.pivot_table(index=["split", "case"], columns="method", values="dice")
-    return {"dice": table.reset_index().to_dict("records"), "say": f"3-D Dice per patient\n{table.round(4)}"}
+    return {
+        "dice": table.reset_index().to_dict("records"),
+        "say": f"3-D Dice per patient\n{table.round(4).to_string()}\n\nthreshold: {BASELINE}",
+        "held": list(result.held),
+    }
 
 
 @verb
@@ -968,7 +973,7 @@ def _is_plain(file: Path) -> bool:
 
 SAID = "held back before de-identification; its name may identify somebody, so only the command says it"
 
-# %% ../nbs/18_cli.ipynb #6a21e6de
+# %% ../nbs/18_cli.ipynb #fdcd9502
 MADE = ("deidentified", "store", "run", "site")  # in a report's working folder
 BESIDE = ("deidentified.report.html", "deidentified.report.csv", "deidentified.keys.csv")  # and these files
 
@@ -1032,6 +1037,7 @@ def report(
     Example: lungseg report --data MY_COHORT --out my_report
     """
     from lungseg.cohort import build_store
+    from lungseg.evaluate import BASELINE
     from lungseg.evaluate import evaluate as score
     from lungseg.reading import not_there, opened
     from lungseg.site import build_site, check_out, check_tools, keep_outputs, project_root
@@ -1076,7 +1082,7 @@ def report(
         index="case", columns="method", values="dice"
     )
     say = "".join(f"{remark}\n" for remark in in_short(remarks))
-    say += f"\n3-D Dice of the test patients\n{table.round(4).to_string()}\n\nOpen {page}"
+    say += f"\n3-D Dice of the test patients\n{table.round(4).to_string()}\n\nthreshold: {BASELINE}\n\nOpen {page}"
     return {
         "page": str(page),
         "dice": table.to_dict("index"),

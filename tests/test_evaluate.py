@@ -1,5 +1,7 @@
 """What an evaluation keeps true when it is interrupted, moved, asked twice, or given a case that fails."""
 
+import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,7 +14,16 @@ from hypothesis import strategies as st
 import lungseg.evaluate as under_test
 from lungseg.cohort import build_store, find_cases
 from lungseg.core import MaskError, write_json
-from lungseg.evaluate import evaluate, load_evaluation, lung_position, markdown_table, patient_interval, pick
+from lungseg.evaluate import (
+    MASK_MAKERS,
+    METHODS,
+    evaluate,
+    load_evaluation,
+    lung_position,
+    markdown_table,
+    patient_interval,
+    pick,
+)
 
 SPLIT = {"train": ["Case_000"], "validation": [], "test": ["Case_001", "Case_002"]}
 
@@ -83,7 +94,7 @@ def test_nothing_kept_is_used_for_another_model(run, monkeypatch):
     assert len(calls) == 3
 
 
-@pytest.mark.parametrize("module", ["isolate", "predict", "slices", "unet", "volume"])
+@pytest.mark.parametrize("module", MASK_MAKERS)
 def test_nothing_kept_is_used_for_another_method(run, monkeypatch, tmp_path, module):
     package = shutil.copytree(Path(under_test.__file__).parent, tmp_path / "package")
     monkeypatch.setattr(under_test, "files", lambda _: package)
@@ -94,6 +105,27 @@ def test_nothing_kept_is_used_for_another_method(run, monkeypatch, tmp_path, mod
     evaluate(run, run.parent / "store")
     evaluate(run, run.parent / "store")
     assert len(calls) == 3
+
+
+def test_every_module_that_decides_a_mask_counts():
+    "What they import is one of them, or makes no mask: what training does is in the weights."
+    others = {"core", "cohort", "train"}
+    for module in MASK_MAKERS:
+        source = (Path(under_test.__file__).parent / f"{module}.py").read_text(encoding="utf-8")
+        imported = set(re.findall(r"from (?:lungseg)?\.(\w+) import", source))
+        assert imported <= {*MASK_MAKERS, *others}, module
+
+
+def test_the_baseline_stands_beside_the_network_everywhere(run):
+    result = evaluate(run, run.parent / "store")
+    for table in (result.slices, result.patients, load_evaluation(run).patients):
+        both = table.groupby("case").method.unique().map(set)
+        assert (both == set(METHODS)).all()
+    summary = json.loads((run / "evaluation" / "summary.json").read_text())
+    for kind in ("patients", "slices"):
+        for rows in summary[kind].values():
+            assert {row["method"] for row in rows} == set(METHODS)
+    assert set(summary["methods"]) == set(METHODS) and "nothing learned" in summary["methods"]["threshold"]
 
 
 def test_a_kept_file_that_was_cut_short_is_made_again(run, monkeypatch):
