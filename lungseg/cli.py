@@ -676,7 +676,7 @@ def _save_preview(
         with writing(path) as beside:
             copyfile(pictures[-1], beside)
 
-# %% ../nbs/18_cli.ipynb #38a98c0d
+# %% ../nbs/18_cli.ipynb #79344301
 @dataclass(frozen=True)
 class Kept:
     "What is written of each case."
@@ -695,7 +695,7 @@ def isolate(
     format: str = "nii",  # nii, nrrd, npz, seg, rtstruct or png
     apart: bool = False,  # nii, nrrd, npz: labels, 1 the left lung and 2 the right; seg and rtstruct always part them
     region: bool = False,  # also CASE_region: lungs and their mirror image, with a margin
-    preview: bool = False,  # also CASE_preview.png: slices with outlines
+    preview: bool = False,  # also CASE_preview.png: slices with outlines, left green, right pink, region blue
     series: str
     | None = None,  # of several CT series in a case: place in the list, UID, "thickest axial lung"
     correct: bool = False,  # resample missing slices, uneven steps and gantry tilt, instead of refusing them
@@ -796,7 +796,7 @@ def _in_words(size: dict[str, float]) -> str:
     sides = ", ".join(f"{side} {size[f'{side}_{unit}']:.0f}" for side in ("left", "right"))
     return f"{size[unit]:.0f} {unit} of lung: {sides}"
 
-# %% ../nbs/18_cli.ipynb #ad467146
+# %% ../nbs/18_cli.ipynb #6a079d77
 def _listed(names: list[str] | None) -> list[str]:
     "Names that were given one by one, or with commas."
     return [name.strip() for given in names or () for name in given.split(",")]
@@ -889,7 +889,7 @@ def segment(
     model: Path = Path("_runs/report/run"),  # a run's folder or a .safetensors file
     format: str = "nii",  # nii, nrrd, npz, seg, rtstruct or png
     apart: bool = False,  # nii, nrrd, npz: labels, 1 the left lung and 2 the right; seg and rtstruct always part them
-    preview: bool = False,  # also CASE_preview.png: slices with outlines
+    preview: bool = False,  # also CASE_preview.png: slices with outlines, left green, right pink
     series: str
     | None = None,  # of several CT series in a case: place in the list, UID, "thickest axial lung"
     correct: bool = False,  # resample missing slices, uneven steps and gantry tilt, instead of refusing them

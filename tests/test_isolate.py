@@ -18,7 +18,7 @@ from lungseg.masks import read_mask, sides
 from lungseg.metrics import dice
 from lungseg.phantom import Anatomy, Finding, Phantom, Scan, draw_phantom, write_phantom
 from lungseg.reading import read_volume
-from lungseg.region import lung_region, spine_axis
+from lungseg.region import lung_region
 from lungseg.segments import segment_names
 from lungseg.volume import Volume, box_around, crop, oriented, reordered, towards
 
@@ -210,27 +210,14 @@ ILL = {
 }
 
 
-@pytest.mark.parametrize("kind, seed", [*zip(ILL, (141, 142, 143), strict=True), ("effusion", 144)])
-def test_the_mirrored_region_holds_the_sick_lung_and_the_plain_mask_does_not(kind, seed):
+@pytest.mark.parametrize("kind, seed", zip(ILL, (141, 142, 143), strict=True))
+def test_what_is_dense_in_a_sick_lung_is_left_to_the_network_and_nothing_else_is_taken_for_it(kind, seed):
     phantom = person(seed, None, None, ILL[kind])
-    volume, whole = volume_of(phantom), phantom.mask(f"pleura_{ILL[kind].side}")
-    found = threshold_lungs(volume)
+    found = threshold_lungs(volume_of(phantom))
     says_nothing_but_lung(found, phantom)
-    held = np.count_nonzero(whole)
-    assert np.count_nonzero(whole & found) < 0.98 * held
-    region = lung_region(volume, found)
-    assert np.count_nonzero(whole & region) >= 0.98 * held
-    assert np.count_nonzero(region & phantom.mask("couch", "blanket", "background")) == 0
-
-
-@pytest.mark.parametrize("bent_mm, seed", [(0.0, 151), (25.0, 152), (-25.0, 153), (0.0, 154)])
-def test_the_spine_is_where_it_was_drawn(bent_mm, seed):
-    phantom = person(seed, Anatomy(scoliosis_mm=bent_mm))
-    volume = volume_of(phantom)
-    lungs = threshold_lungs(volume)
-    drawn, axis = np.array(phantom.drawn["spine_mm"]), spine_axis(volume, lungs)
-    rows = lungs.any(axis=(1, 2))
-    assert np.abs(drawn[rows, 0] - axis[rows, 0]).max() < 5
+    aerated = phantom.mask("lung_left", "lung_right") & (phantom.hu < -400)
+    assert np.count_nonzero(found & aerated) > 0.97 * np.count_nonzero(aerated)
+    assert np.count_nonzero(found & ~phantom.mask("pleura_left", "pleura_right")) < 0.04 * found.sum()
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
