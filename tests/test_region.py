@@ -53,6 +53,11 @@ CHESTS = {
         "scan": Scan(offset_mm=(-60, -20), couch="curved", kernel="sharp", dose=0.4),
     },
     "contrast, old bones": {"anatomy": Anatomy("F", 88), "scan": Scan(contrast_hu=400)},
+    "an aorta beside the bend": {
+        "anatomy": Anatomy("F", 50, 0.9, 0.58, height_cm=154, scoliosis_mm=30),
+        "scan": Scan(128, 30, contrast_hu=400, kernel="smooth", couch="flat", offset_mm=(-49, -3)),
+        "findings": (Finding("effusion", "right", 60),),
+    },
     "effusion": {"seed": 2, "findings": (Finding("effusion", "left", 110),)},
     "collapse": {"seed": 3, "findings": (Finding("collapse", "right", 70, lobe="all"),)},
 }
