@@ -59,7 +59,7 @@ TISSUE_HU = {  # at 120 kV, without contrast medium
 }
 _HU = {name: np.float32(value) for name, value in TISSUE_HU.items()}
 
-# %% ../nbs/01_phantom.ipynb #7b409655
+# %% ../nbs/01_phantom.ipynb #00793e7d
 @dataclass(frozen=True)
 class Anatomy:
     "One invented person, as far as a chest CT shows."
@@ -180,7 +180,7 @@ def _cover(
     "The share of a pixel that a shape fills, 0 to 1, from the distance of its centre to the surface."
     return np.clip(np.float32(0.5) - distance * np.float32(1 / pixel), 0, 1)
 
-# %% ../nbs/01_phantom.ipynb #5483724b
+# %% ../nbs/01_phantom.ipynb #bc093e0d
 @dataclass(frozen=True, eq=False)
 class _Grid:
     "Coordinates of the reference adult on a coarse grid; broadcast, they have shape (z, y, x)."
@@ -189,14 +189,20 @@ class _Grid:
     y: Any
     x: Any
     step: tuple[Number, Number, Number]
+    more: tuple[tuple[int, int], ...] = (
+        (0, 0),
+    ) * 3  # cells before and after those that the lumps count from
 
     def lumps(self, random, wave_mm: Number, amount: Number = 1.0):
         "Smooth random hills of about that wavelength; standard deviation `amount`."
-        taps = [
-            _taps(a.ravel(), a.flat[0] - wave_mm / 2, wave_mm / 2, int(np.ptp(a) / wave_mm * 2) + 5)
-            for a in (self.z, self.y, self.x)
-        ]
-        hills = random.standard_normal([t[0].max() + 4 for t in taps], np.float32) * np.float32(1.6 * amount)
+        taps, sizes = [], []
+        for a, (before, after) in zip((self.z, self.y, self.x), self.more, strict=True):
+            own = a.ravel()[before : a.size - after]
+            n = int(np.ptp(own) / wave_mm * 2) + 5
+            start = own[0] - wave_mm / 2
+            sizes.append(int(_taps(own, start, wave_mm / 2, n)[0].max()) + 4)
+            taps.append(_taps(a.ravel(), start, wave_mm / 2, sizes[-1]))
+        hills = random.standard_normal(sizes, np.float32) * np.float32(1.6 * amount)
         for at, weights in taps:  # stretch the first axis, then bring the next to the front
             hills = np.ascontiguousarray(np.moveaxis(_stretch(hills, at, weights), 0, -1))
         return hills
@@ -324,7 +330,7 @@ def _cavity(g, an, random):
     column = np.hypot(g.x - _spine_x(z, an), behind) - 27
     return _cut(cage, -column, 18)
 
-# %% ../nbs/01_phantom.ipynb #00499e86
+# %% ../nbs/01_phantom.ipynb #348c69cd
 def _both(g):
     "The grid folded at the midline, so that one shape serves both sides."
     return replace(g, x=np.abs(g.x))
@@ -378,7 +384,7 @@ _ARMS = {  # shoulder to elbow: x, y, z, radius
 
 def _arm(an):
     "An arm's line; one that lies beside a broad trunk lies further out."
-    out = 14 * max(an.habitus, 0) if an.arms == "beside" else 0
+    out = 36 * max(an.habitus, 0) if an.arms == "beside" else 0
     return [(x + out * (z < 40), y, z, r) for x, y, z, r in _ARMS[an.arms]]
 
 
@@ -589,7 +595,7 @@ def _abdomen(g, cavity, diaphragm, random):
         "pancreas": extra,
     }
 
-# %% ../nbs/01_phantom.ipynb #a922fa43
+# %% ../nbs/01_phantom.ipynb #d5410244
 def _long_bones(g, an):
     clavicle = ((20, -56, 56, 8), (48, -62, 66, 6), (95, -38, 86, 5.5), (146, 2, 102, 7))
     ridge = ((84, 108, 40, 4), (120, 92, 66, 5), (150, 52, 98, 6), (152, 20, 108, 6))
@@ -788,7 +794,7 @@ def _beside(tree):
     big[:, 6] *= 0.72
     return big
 
-# %% ../nbs/01_phantom.ipynb #57915379
+# %% ../nbs/01_phantom.ipynb #4aab5211
 def _place(g, lung, place, depth_mm):
     "The point (x, y, z) of a lung's box at those fractions, moved to where the lung is at least so deep."
     if lung.min() >= 0:
@@ -805,6 +811,8 @@ def _find(g, f, finding, random):
     side, size = finding.side, finding.size_mm
     if side not in ("left", "right"):
         raise InputError(f"finding: side is {side!r}, expected 'left' or 'right'")
+    if not size > 0:
+        raise InputError(f"finding: size_mm is {size}, expected more than 0")
     lung = f[f"lung_{side}"]
     if finding.kind in ("nodule", "tumour"):
         centre = _place(g, lung, finding.place, 0.3 * size)
@@ -821,7 +829,7 @@ def _find(g, f, finding, random):
         fluid = _cut(lung, -f["cavity"] - layer.astype(np.float32), 6)
         f["effusion"] = _union(f["effusion"], fluid) if "effusion" in f else fluid
         return None
-    if finding.kind == "emphysema":
+    if finding.kind == "emphysema" and lung.min() < 0:
         holes = g.lumps(random, 18, 1) + g.lumps(random, 9, 0.6) + 0.9 * np.clip((g.z + 20) / 120, -1, 1)
         edge = np.percentile(holes[lung < 0], 100 - min(size, 95))
         f[f"emphysema_{side}"] = ((edge - holes) * 8).astype(np.float32)
@@ -838,12 +846,14 @@ def _find(g, f, finding, random):
         return _collapse(g, f, finding)
     if finding.kind == "gas":
         return _bubble(g, f, finding, random)
+    if finding.kind in _KINDS:
+        raise InputError(f"finding: no {side} lung for {finding.kind}, expected slices that hold it")
     raise InputError(f"finding: kind is {finding.kind!r}, expected one of {', '.join(_KINDS)}")
 
 
 _KINDS = ("nodule", "tumour", "effusion", "emphysema", "consolidation", "collapse", "gas")
 
-
+# %% ../nbs/01_phantom.ipynb #fa1de98c
 def _lobe(g, f, finding):
     "Distance to a lobe's fissures, negative on its side of them."
     side, lobe = finding.side, finding.lobe
@@ -867,7 +877,7 @@ _SHRINKS_TO = {  # where a collapsed lobe stays fixed: against the mediastinum; 
 
 
 def _collapse(g, f, finding):
-    "Shrink a lobe, or a lung, towards the mediastinum; next to a lobe the others spread, next to a lung there is fluid."
+    "Shrink a lobe, or a lung, towards the mediastinum; others spread where a lobe was, fluid where a lung was."
     side, lost, lung = finding.side, finding.size_mm, f[f"lung_{finding.side}"]
     if not 0 < lost < 100:
         raise InputError(f"finding: a collapse of {lost} percent, expected more than 0, less than 100")
@@ -1156,7 +1166,7 @@ def _paint_spine(p, an, marrow):
         p.paint(_cover(psoas, p.chest.pixel), _HU["muscle"], box)
     return box, cord < 0
 
-# %% ../nbs/01_phantom.ipynb #91be77e2
+# %% ../nbs/01_phantom.ipynb #d5db9115
 def _paint_mediastinum(p, scan):
     grain, blood = p.distance("grain"), _HU["blood"] + np.float32(scan.contrast_hu)
     inside = p.share("cavity")
@@ -1251,7 +1261,8 @@ def _paint(chest, z, rows, cols):
     for side in ("left", "right"):
         name = f"pleura_{side}"
         space = p.inside(name if name in chest.fields else f"lung_{side}")
-        regions[space & (labels != LABELS["airway"])] = REGIONS[name]
+        space = (space & (labels != LABELS["airway"])) | (labels == LABELS[f"lung_{side}"])
+        regions[space] = REGIONS[name]
     return p.hu, labels, regions
 
 # %% ../nbs/01_phantom.ipynb #446f0403
@@ -1382,7 +1393,7 @@ def draw_phantom(
     drawn = _measure(labels, affine, chest, stature, findings, where)
     return Phantom(hu, labels, regions, affine, an, scan, drawn, seed)
 
-# %% ../nbs/01_phantom.ipynb #a920ace0
+# %% ../nbs/01_phantom.ipynb #bc24cdfa
 def _check(an: Anatomy, scan: Scan) -> None:
     for what, came, known in (
         ("sex", an.sex, "FM"),
@@ -1396,8 +1407,24 @@ def _check(an: Anatomy, scan: Scan) -> None:
         raise InputError(f"scan of {scan.slices} slices of {scan.size} pixels: expected at least 1 of 16")
     if not np.hypot(*scan.offset_mm) <= scan.fov_mm / 3:
         raise InputError(
-            f"offset_mm is {scan.offset_mm}, expected the patient within {scan.fov_mm / 3:.0f} mm of the middle"
+            f"offset_mm is {scan.offset_mm}, expected at most {scan.fov_mm / 3:.0f} mm from the middle"
         )
+
+
+def _span(ys, an):
+    "The rows that may show the body: from, to, in mm."
+    rows = ys[(ys > -165 - 25 * max(an.habitus, 0)) & (ys < 160)]
+    return rows[0], rows[-1]
+
+
+def _widened(axis, reach, step: Number):
+    "An axis of the grid with the cells that it needs to reach so far, and how many before and after."
+    before = max(0, int(np.ceil((axis[0] + 2 * step - reach[0]) / step - 1e-3)))
+    after = max(0, int(np.ceil((reach[1] - axis[-1] + 2 * step) / step - 1e-3)))
+    if before + after:
+        lower, upper = (step * np.arange(1, n + 1, dtype=np.float32) for n in (before, after))
+        axis = np.concatenate([axis[0] - lower[::-1], axis, axis[-1] + upper])
+    return axis, (before, after)
 
 
 _EVERYWHERE = ("grain", "fascia", "oblique", "level", "diaphragm", "drape", "fold")  # no shapes
@@ -1411,13 +1438,19 @@ def _chest(seed, an, scan, stature, axes, findings):
         float(np.clip(np.ptp(zs) / len(zs), 3, 6.5)),
         *[float(np.clip(1.3 * pixel, 3, min(max(5, 0.8 * pixel), 7)))] * 2,
     )
-    rows = (ys > -165 - 25 * max(an.habitus, 0)) & (ys < 160)
-    spans = ((zs[0] - 8, zs[-1] + 8), (ys[rows][0], ys[rows][-1]), (xs[0], xs[-1]))
+    left, behind = np.divide(scan.offset_mm, stature[:2])
+    middle = (
+        _span(ys + behind, an),
+        (xs[0] + left, xs[-1] + left),
+    )  # as if the patient lay there: the same person
+    reach = (zs[0] - 8, zs[-1] + 8), _span(ys, an), (xs[0], xs[-1])
     z, y, x = (
         np.arange(lo - 2 * s, hi + 3 * s, s, dtype=np.float32)
-        for (lo, hi), s in zip(spans, step, strict=True)
+        for (lo, hi), s in zip((reach[0], *middle), step, strict=True)
     )
-    g = _Grid(z[:, None, None], y[None, :, None], x[None, None, :], step)
+    y, more_y = _widened(y, reach[1], step[1])
+    x, more_x = _widened(x, reach[2], step[2])
+    g = _Grid(z[:, None, None], y[None, :, None], x[None, None, :], step, ((0, 0), more_y, more_x))
     fields = _draw_fields(g, an, findings, rng(seed, "shape"))
     fields["fascia"] = _distance(g.lumps(rng(seed, "fascia"), 48), step)
     if scan.blanket:
@@ -1485,6 +1518,28 @@ def _vessel_shares(seed, chest, stature, axes, thick):
     return shares
 
 
+def _measure(labels, affine, chest, stature, findings, where):
+    "What was drawn, in mm and ml."
+    left, behind = chest.scan.offset_mm
+    offset = np.array([left, behind, 0])
+    ml = abs(np.linalg.det(affine[:3, :3])) / 1000
+    counts = np.bincount(labels.ravel(), minlength=len(LABELS))
+    zs = affine[2, 3] + affine[2, 0] * np.arange(len(labels))
+    reference = zs / stature[2]
+    spine = np.stack(
+        [_spine_x(reference, chest.anatomy) * stature[0], _spine_y(reference) * stature[1], zs], 1
+    )
+    return {
+        "volume_ml": {name: round(float(counts[n] * ml), 2) for name, n in LABELS.items() if n},
+        "carina_mm": [0.0 + left, 21 * stature[1] + behind, 3 * stature[2]],
+        "spine_mm": (spine + offset).round(2).tolist(),
+        "findings": [
+            asdict(f) | {"centre_mm": None if at is None else (np.multiply(at, stature) + offset).tolist()}
+            for f, at in zip(findings, where, strict=True)
+        ],
+    }
+
+# %% ../nbs/01_phantom.ipynb #cd4d7cdc
 def _boat(x, y, back, chest, stature):
     "Hollow like a boat, some way under the back."
     y = y - (126 + 6 * chest.anatomy.habitus) * stature[1]
@@ -1536,28 +1591,6 @@ def _couch_plane(xs, ys, chest, stature, pixel):
     plane += _cover(inside, pixel) * (_HU["couch"] - plane)
     plane += _cover(inside + 2.2, pixel) * (_HU["foam"] - plane)
     return plane, inside < 0
-
-
-def _measure(labels, affine, chest, stature, findings, where):
-    "What was drawn, in mm and ml."
-    left, behind = chest.scan.offset_mm
-    offset = np.array([left, behind, 0])
-    ml = abs(np.linalg.det(affine[:3, :3])) / 1000
-    counts = np.bincount(labels.ravel(), minlength=len(LABELS))
-    zs = affine[2, 3] + affine[2, 0] * np.arange(len(labels))
-    reference = zs / stature[2]
-    spine = np.stack(
-        [_spine_x(reference, chest.anatomy) * stature[0], _spine_y(reference) * stature[1], zs], 1
-    )
-    return {
-        "volume_ml": {name: round(float(counts[n] * ml), 2) for name, n in LABELS.items() if n},
-        "carina_mm": [0.0 + left, 21 * stature[1] + behind, 3 * stature[2]],
-        "spine_mm": (spine + offset).round(2).tolist(),
-        "findings": [
-            asdict(f) | {"centre_mm": None if at is None else (np.multiply(at, stature) + offset).tolist()}
-            for f, at in zip(findings, where, strict=True)
-        ],
-    }
 
 # %% ../nbs/01_phantom.ipynb #9cdba103
 def _uid(*keys: object) -> UID:
