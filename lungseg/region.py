@@ -7,13 +7,13 @@ __all__ = ['SMOOTHING', 'FIRST_SLICES', 'BONE_HU', 'BEFORE_MM', 'BEHIND_MM', 'HA
            'MARGIN_MM', 'smoothed', 'projected_spine', 'bone_symmetry', 'spine_axis', 'mirrored_union', 'margin',
            'lung_region', 'lung_box', 'suppressed']
 
-# %% ../nbs/06a_region.ipynb #6a255bb2
+# %% ../nbs/06a_region.ipynb #a1426748
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Integer
 
 from .core import HU, GeometryError, Mask, MaskError
 from .isolate import body, threshold_lungs, working_spacing
-from .volume import Box, Volume, body_box, box_around, crop, lps_axes, oriented, reordered
+from .volume import BODY_HU, COUCH_MM, Box, Volume, box_around, lps_axes, oriented, reordered
 
 # %% ../nbs/06a_region.ipynb #c23fd5d8
 SMOOTHING = 0.3  # weight of the newest slice: the report's alpha
@@ -99,7 +99,7 @@ def _mirror_product(bone: Float[np.ndarray, "row col"], reach: int) -> Float[np.
         out[apart : 2 * n - 1 - apart : 2] += np.einsum("rc,rc->c", bone[:, : n - apart], bone[:, apart:])
     return out
 
-# %% ../nbs/06a_region.ipynb #fe7910d5
+# %% ../nbs/06a_region.ipynb #3720fd49
 SMOOTHING_STEP_MM = 3.0  # the thickness for which `SMOOTHING` is taken to hold
 
 
@@ -140,13 +140,20 @@ def _in_order(volume: Volume, mask: Mask) -> tuple[Volume, Bool[np.ndarray, "z y
 
 
 def _middle(volume: Volume, lungs: Mask) -> float:
-    "The column half way across the front of the chest, where neither arms nor couch are."
+    "The column half way across the front of the chest, where neither arms nor couch are; the median over slices."
+    from scipy import ndimage as ndi
+
+    _, row_mm, col_mm = working_spacing(volume)
     slices, rows, _ = box_around(lungs)
-    quarters = (slices.stop - slices.start) // 4
+    quarter = (slices.stop - slices.start) // 4
     front = slice(0, rows.start + (rows.stop - rows.start) // 4 + 1)
-    chest = crop(volume, (slice(slices.start + quarters, slices.stop - quarters), front, slice(None)))
-    columns = body_box(chest)[2]
-    return (columns.start + columns.stop - 1) / 2
+    tissue = volume.array[slices.start + quarter : slices.stop - quarter, front] > BODY_HU
+    thick = tissue.sum(1) * row_mm >= min(COUCH_MM, row_mm * tissue.shape[1])
+    across = ndi.binary_opening(thick, np.ones((1, 2 * int(COUCH_MM / col_mm) + 1)))  # no rim of a couch
+    across = across[across.any(1)]
+    if not len(across):
+        return (volume.shape[2] - 1) / 2
+    return float(np.median(across.argmax(1) + across.shape[1] - 1 - across[:, ::-1].argmax(1)) / 2)
 
 
 def _path(
