@@ -180,7 +180,7 @@ def _cover(
     "The share of a pixel that a shape fills, 0 to 1, from the distance of its centre to the surface."
     return np.clip(np.float32(0.5) - distance * np.float32(1 / pixel), 0, 1)
 
-# %% ../nbs/01_phantom.ipynb #bc093e0d
+# %% ../nbs/01_phantom.ipynb #64eb503a
 @dataclass(frozen=True, eq=False)
 class _Grid:
     "Coordinates of the reference adult on a coarse grid; broadcast, they have shape (z, y, x)."
@@ -1166,7 +1166,7 @@ def _paint_spine(p, an, marrow):
         p.paint(_cover(psoas, p.chest.pixel), _HU["muscle"], box)
     return box, cord < 0
 
-# %% ../nbs/01_phantom.ipynb #d5db9115
+# %% ../nbs/01_phantom.ipynb #53841300
 def _paint_mediastinum(p, scan):
     grain, blood = p.distance("grain"), _HU["blood"] + np.float32(scan.contrast_hu)
     inside = p.share("cavity")
@@ -1252,7 +1252,8 @@ def _paint(chest, z, rows, cols):
     p.coat("effusion", "fluid")
     _paint_airway(p)
     p.coat("tumour", "tumour")
-    labels = np.where(p.inside("skin"), np.uint8(LABELS["body"]), np.uint8(0))
+    tissue = p.inside("skin") | p.inside("muscle")  # a back lying flat has muscle where fat was pressed away
+    labels = np.where(tissue, np.uint8(LABELS["body"]), np.uint8(0))
     labels[gas] = LABELS["gas"]
     labels[p.inside("heart")] = LABELS["heart"]
     labels[box][cord] = LABELS["cord"]
@@ -1393,7 +1394,7 @@ def draw_phantom(
     drawn = _measure(labels, affine, chest, stature, findings, where)
     return Phantom(hu, labels, regions, affine, an, scan, drawn, seed)
 
-# %% ../nbs/01_phantom.ipynb #bc24cdfa
+# %% ../nbs/01_phantom.ipynb #b9d6fd5f
 def _check(an: Anatomy, scan: Scan) -> None:
     for what, came, known in (
         ("sex", an.sex, "FM"),
