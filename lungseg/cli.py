@@ -676,7 +676,7 @@ def _save_preview(
         with writing(path) as beside:
             copyfile(pictures[-1], beside)
 
-# %% ../nbs/18_cli.ipynb #79344301
+# %% ../nbs/18_cli.ipynb #03bce7fb
 @dataclass(frozen=True)
 class Kept:
     "What is written of each case."
@@ -706,11 +706,11 @@ def isolate(
 
     Example: lungseg isolate _data/phantom/Images _data/masks --apart --preview
     """
-    from lungseg.isolate import threshold_lungs
-    from lungseg.masks import by_side
+    from lungseg.isolate import isolated
 
     def lungs(volume: "Volume") -> dict[str, Mask]:
-        return by_side(threshold_lungs(volume), volume)
+        found = isolated(volume)
+        return {"Lung_L": found.left, "Lung_R": found.right}
 
     _checked(format, source, out)
     kept = Kept(format, apart, region, preview)

@@ -530,7 +530,7 @@ def _two_cores(
             return (1 * (parts == left) + 2 * (parts == right)).astype(np.int32)
     return None
 
-# %% ../nbs/06_isolate.ipynb #3201e3eb
+# %% ../nbs/06_isolate.ipynb #163fc69f
 CLOSING_MM = 4.0  # radius; vessels at a lung's border are up to about 8 mm wide
 HOLE_CM2 = 1.0
 MANY = 300  # voxels in a ball, from which on distances are faster than the ball itself
@@ -542,28 +542,36 @@ def closed(
     radius_mm: float | int = CLOSING_MM,  # of the ball
 ) -> Mask:
     "Close gaps with a ball, then fill holes: small ones in a slice, and enclosed ones."
-    from scipy import ndimage as ndi
-    from skimage.morphology import isotropic_closing
-
     if not piece.any():
         return piece.copy()
-    reach = [int(radius_mm / mm) for mm in spacing_mm]
-    at = np.ogrid[tuple(slice(-r, r + 1) for r in reach)]
-    ball = sum((n * mm) ** 2 for n, mm in zip(at, spacing_mm, strict=True)) <= radius_mm**2
+    reach = [int(radius_mm / mm) + 1 for mm in spacing_mm]
     box = box_around(piece)
-    wide = np.pad(piece[box], [(r + 1, r + 1) for r in reach])
-    if ball.sum() < MANY:
-        wide = ndi.binary_closing(wide, ball)
-    else:
-        wide = isotropic_closing(wide, radius_mm, spacing=spacing_mm)
+    wide = _closed_with_ball(np.pad(piece[box], [(r, r) for r in reach]), spacing_mm, radius_mm)
     largest = 100 * HOLE_CM2 / (spacing_mm[1] * spacing_mm[2])  # in pixels
     for plane in wide:
         if plane.any():
             plane |= _holes(plane, largest)
     wide |= _holes(wide, wide.size)
     out = np.zeros_like(piece)
-    out[box] = wide[tuple(slice(r + 1, -r - 1) for r in reach)]
+    out[box] = wide[tuple(slice(r, -r) for r in reach)]
     return out
+
+
+def _closed_with_ball(
+    mask: Mask,  # with an empty margin of a radius and more
+    spacing_mm: Spacing,
+    radius_mm: float | int,
+    many: int = MANY,
+) -> Mask:
+    "A closing: with the ball itself while it is small, else by distances, which is the same."
+    from scipy import ndimage as ndi
+    from skimage.morphology import isotropic_closing
+
+    at = np.ogrid[tuple(slice(-int(radius_mm / mm), int(radius_mm / mm) + 1) for mm in spacing_mm)]
+    ball = sum((n * mm) ** 2 for n, mm in zip(at, spacing_mm, strict=True)) <= radius_mm**2
+    if ball.sum() < many:
+        return ndi.binary_closing(mask, ball)
+    return isotropic_closing(mask, radius_mm, spacing=spacing_mm)
 
 
 def _holes(
@@ -579,7 +587,7 @@ def _holes(
     fill[[0, pieces.flat[0]]] = False  # the mask itself, and what lies outside it
     return fill[pieces]
 
-# %% ../nbs/06_isolate.ipynb #9f5b9b2d
+# %% ../nbs/06_isolate.ipynb #f145a637
 @dataclass(frozen=True, eq=False)
 class Isolated:
     "What the steps find in a volume, on its own grid."
@@ -598,10 +606,18 @@ class Isolated:
 def isolated(
     volume: Volume,  # in any orientation
     *,
-    below_hu: float | int | str = AIR_BELOW_HU,  # what is darker is air; "adaptive": as the picture has it
+    below_hu: float
+    | int
+    | str
+    | None = None,  # what is darker is air, or "adaptive"; None: `AIR_BELOW_HU` for HU
     closing_mm: float | int = CLOSING_MM,  # radius of the ball that brings vessels back
 ) -> Isolated:  # with empty lungs if the volume shows none
-    "The lungs by threshold, region growing and morphology, with what was found on the way."
+    """The lungs by threshold, region growing and morphology, with what was found on the way.
+
+    Where a volume's provenance says that its values are no HU (`hu_known`), the threshold is adaptive.
+    """
+    if below_hu is None:
+        below_hu = AIR_BELOW_HU if volume.provenance.get("hu_known", True) else "adaptive"
     even = harmonised(oriented(volume))
     patient = body(even, AIR_BELOW_HU if below_hu == "adaptive" else below_hu)
     found = [np.zeros(even.shape, bool) for _ in range(3)]
@@ -642,6 +658,5 @@ def _parts(
 def threshold_lungs(
     volume: Volume,  # in any orientation
 ) -> Mask:  # both lungs, on the volume's grid; empty if it shows none
-    "Lungs without learning: the baseline. Where its values are known to be no HU, the threshold is adaptive."
-    known = volume.provenance.get("hu_known", True)
-    return isolated(volume, below_hu=AIR_BELOW_HU if known else "adaptive").lungs
+    "Lungs without learning: the baseline."
+    return isolated(volume).lungs

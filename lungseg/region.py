@@ -7,12 +7,12 @@ __all__ = ['SMOOTHING', 'FIRST_SLICES', 'BONE_HU', 'BEFORE_MM', 'BEHIND_MM', 'HA
            'MARGIN_MM', 'smoothed', 'projected_spine', 'bone_symmetry', 'spine_axis', 'mirrored_union', 'margin',
            'lung_region', 'lung_box', 'suppressed']
 
-# %% ../nbs/06a_region.ipynb #a1426748
+# %% ../nbs/06a_region.ipynb #5ed06825
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Integer
 
 from .core import HU, GeometryError, Mask, MaskError
-from .isolate import body, threshold_lungs, working_spacing
+from .isolate import body, harmonised, isolated, working_spacing
 from .volume import BODY_HU, COUCH_MM, Box, Volume, box_around, lps_axes, oriented, reordered
 
 # %% ../nbs/06a_region.ipynb #c23fd5d8
@@ -49,7 +49,7 @@ def _slices_with(mask: Mask) -> slice:
     "From the first slice that holds some of it to the last."
     return box_around(mask)[0]
 
-# %% ../nbs/06a_region.ipynb #a351c164
+# %% ../nbs/06a_region.ipynb #f6e29081
 BONE_HU = (
     150.0,
     500.0,
@@ -99,7 +99,7 @@ def _mirror_product(bone: Float[np.ndarray, "row col"], reach: int) -> Float[np.
         out[apart : 2 * n - 1 - apart : 2] += np.einsum("rc,rc->c", bone[:, : n - apart], bone[:, apart:])
     return out
 
-# %% ../nbs/06a_region.ipynb #3720fd49
+# %% ../nbs/06a_region.ipynb #c5a05ac3
 SMOOTHING_STEP_MM = 3.0  # the thickness for which `SMOOTHING` is taken to hold
 
 
@@ -133,10 +133,10 @@ def _columns(volume: Volume, lungs: Mask, middle: float) -> Float64[np.ndarray, 
 
 
 def _in_order(volume: Volume, mask: Mask) -> tuple[Volume, Bool[np.ndarray, "z y x"]]:
-    "Both with slices to the head, rows to the back, columns to the left."
+    "Both with slices to the head, rows to the back, columns to the left; HU as every scanner gives them."
     if mask.shape != volume.shape:
         raise MaskError(f"mask: shape {mask.shape}, expected the volume's {volume.shape}")
-    return oriented(volume), reordered(mask, *lps_axes(volume.affine))
+    return harmonised(oriented(volume)), reordered(mask, *lps_axes(volume.affine))
 
 
 def _middle(volume: Volume, lungs: Mask) -> float:
@@ -229,7 +229,7 @@ def margin(
             grown[other] |= distance <= np.sqrt(radius**2 - apart**2)
     return out
 
-# %% ../nbs/06a_region.ipynb #f9067cc9
+# %% ../nbs/06a_region.ipynb #30b96a06
 MARGIN_MM = (
     10.0  # what asymmetry is left after the dents are filled; about the wall between lung and rib's outside
 )
@@ -237,14 +237,17 @@ MARGIN_MM = (
 
 def lung_region(
     volume: Volume,  # in any orientation
-    lungs: Mask | None = None,  # on its grid; None: by threshold
+    lungs: Mask | None = None,  # on its grid; None: as `isolated` finds them
     *,
     patient: Mask | None = None,  # on its grid, without air and couch around; None: as `body` finds it
     mm: float | int | None = None,  # margin: radius of a ball; 10 mm if neither is given
     pixels: float | int | None = None,  # margin: radius of a disc in each axial slice
 ) -> Mask:  # on the volume's grid; empty if there are no lungs
     "Where lung is, and where it would be if either side were as healthy as the other. Raises `MaskError`."
-    ordered, mask = _in_order(volume, threshold_lungs(volume) if lungs is None else lungs)
+    if lungs is None:
+        found = isolated(volume)
+        lungs, patient = found.lungs, found.patient if patient is None else patient
+    ordered, mask = _in_order(volume, lungs)
     if not mask.any():
         return np.zeros(volume.shape, bool)
     middle = _middle(ordered, mask)

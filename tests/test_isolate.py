@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from lungseg import cli
 from lungseg.contours import roi_names
 from lungseg.files import load_nifti, npz_arrays, nrrd_segments, write_nifti
-from lungseg.isolate import threshold_lungs
+from lungseg.isolate import isolated, threshold_lungs
 from lungseg.masks import read_mask, sides
 from lungseg.metrics import dice
 from lungseg.phantom import Anatomy, Finding, Phantom, Scan, draw_phantom, write_phantom
@@ -188,8 +188,11 @@ def test_lungs_that_touch_are_told_apart(seed):
     phantom = person(seed, Anatomy(hyperinflated=True, age_years=70))
     found = threshold_lungs(volume_of(phantom))
     says_nothing_but_lung(found, phantom)
-    left, right = sides(found, volume_of(phantom))
-    for lung, its, other in ((left, "lung_left", "lung_right"), (right, "lung_right", "lung_left")):
+    parts = isolated(volume_of(phantom))
+    for lung, its, other in (
+        (parts.left, "lung_left", "lung_right"),
+        (parts.right, "lung_right", "lung_left"),
+    ):
         assert dice(lung, phantom.mask(its)) > 0.96
         assert np.count_nonzero(lung & phantom.mask(other)) < 0.01 * np.count_nonzero(lung)
 
@@ -210,14 +213,15 @@ ILL = {
 }
 
 
-@pytest.mark.parametrize("kind, seed", zip(ILL, (141, 142, 143), strict=True))
+@pytest.mark.parametrize("kind, seed", list(zip(ILL, (141, 142, 143), strict=True)))
 def test_what_is_dense_in_a_sick_lung_is_left_to_the_network_and_nothing_else_is_taken_for_it(kind, seed):
     phantom = person(seed, None, None, ILL[kind])
     found = threshold_lungs(volume_of(phantom))
     says_nothing_but_lung(found, phantom)
     aerated = phantom.mask("lung_left", "lung_right") & (phantom.hu < -400)
     assert np.count_nonzero(found & aerated) > 0.97 * np.count_nonzero(aerated)
-    assert np.count_nonzero(found & ~phantom.mask("pleura_left", "pleura_right")) < 0.04 * found.sum()
+    within = ndi.binary_dilation(phantom.mask("pleura_left", "pleura_right"))  # the border shares voxels
+    assert np.count_nonzero(found & ~within) < 0.005 * found.sum()
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
