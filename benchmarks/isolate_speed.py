@@ -14,7 +14,7 @@ SimpleITK's recipe is that of its own region growing notebook, `ConnectedThresho
 threshold and radius, and `BinaryFillhole` after it, as lung masks need. It is shown twice. "seeds outside"
 finds its way alone: it grows the air around the patient from the corners of all slices, takes that from all
 air, and keeps the two largest pieces. "seeds inside" gets what a user would click: in each lung the voxel
-that lies deepest in the reference.
+that lies deepest in the reference. Neither takes out airways or stomach gas, as the recipe does not.
 """
 
 import argparse
@@ -37,8 +37,9 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMB
 
 import numpy as np  # noqa: E402  after the number of threads is settled
 
+from lungseg.isolate import AIR_BELOW_HU, CLOSING_MM, SURE  # noqa: E402
+
 SPACING_MM = (3.0, 0.88, 0.88)  # where the data do not say
-AIR_BELOW_HU, CLOSING_MM, SMALLEST_LUNG = -400, 5, 0.2
 
 
 def load(file: Path) -> dict[str, np.ndarray]:
@@ -99,7 +100,7 @@ def seeds_outside(case: dict[str, np.ndarray]) -> np.ndarray:
     if shape.GetNumberOfLabels() == 0:
         return np.zeros(case["hu"].shape, bool)
     sizes = [shape.GetNumberOfPixels(label) for label in shape.GetLabels()[:2]]
-    two = len(sizes) == 2 and sizes[1] > SMALLEST_LUNG * sizes[0]  # or both lungs hang on one windpipe
+    two = len(sizes) == 2 and sizes[1] > SURE * sizes[0]  # or both lungs hang on one windpipe
     return _cleaned(sitk.BinaryThreshold(pieces, 1, 2 if two else 1))
 
 

@@ -129,12 +129,12 @@ def load_predictions(
         raise InputError(f"{case}.npz: expected kept predictions, but {type(e).__name__}: {e}") from None
     return {method: bits.astype(bool).reshape(about["shape"]) for method, bits in unpack.items()}, about
 
-# %% ../nbs/14_evaluate.ipynb #8e5f7638
+# %% ../nbs/14_evaluate.ipynb #b5effee3
 METHODS = ("network", "threshold")
 SPLITS = ("train", "validation", "test", "external")
 BASELINE = (
     "thresholds, region growing in 3-D, airways taken out and gaps closed; nothing learned, "
-    "the same settings for every patient, from anatomy and the literature"
+    "the same settings for every patient"
 )
 
 MASK_MAKERS = ("isolate", "predict", "region", "slices", "unet", "volume")  # the modules that decide a mask
