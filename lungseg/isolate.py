@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['USUAL_FIELD_MM', 'USUAL_SLICE_MM', 'Spacing', 'COARSE_MM', 'AIR_HU', 'TISSUE_HU', 'NO_AIR_HU', 'STEP_HU',
-           'AIR_BELOW_HU', 'TRUNK_MM', 'ENCLOSED', 'WAY_UP', 'LUMEN_CM2', 'LUMEN_BELOW_HU', 'TUBE_MM', 'NEAR_MIDDLE_MM',
-           'LEAK_ML', 'LEAK_SHARE', 'AIRWAYS_ML', 'WALL_MM', 'REACH_MM', 'GAS_HU', 'ALL_GAS', 'GAS_ML', 'WALLED',
-           'LUNGS_OF_BODY', 'SURE', 'LEAST', 'DOME', 'OFF_MIDLINE_MM', 'TOUCHES_MM', 'WORN_MM', 'SPANS', 'CLOSING_MM',
-           'HOLE_CM2', 'MANY', 'working_spacing', 'harmonised', 'body', 'without_couch', 'air_threshold', 'inner_air',
-           'grown', 'trachea', 'middle_column', 'airways', 'walled_gas', 'is_gas', 'lung_pieces', 'apart', 'closed',
-           'Isolated', 'isolated', 'threshold_lungs']
+           'AIR_BELOW_HU', 'TRUNK_MM', 'ENCLOSED', 'GAS_HU', 'WAY_UP', 'LUMEN_CM2', 'LUMEN_BELOW_HU', 'TUBE_MM',
+           'NEAR_MIDDLE_MM', 'LEAK_ML', 'LEAK_SHARE', 'AIRWAYS_ML', 'WALL_MM', 'REACH_MM', 'ALL_GAS', 'GAS_ML',
+           'WALLED', 'LUNGS_OF_BODY', 'SURE', 'LEAST', 'DOME', 'OFF_MIDLINE_MM', 'TOUCHES_MM', 'WORN_MM', 'SPANS',
+           'CLOSING_MM', 'HOLE_CM2', 'MANY', 'working_spacing', 'harmonised', 'body', 'without_couch', 'air_threshold',
+           'inner_air', 'grown', 'trachea', 'middle_column', 'airways', 'walled_gas', 'is_gas', 'lung_pieces', 'apart',
+           'closed', 'Isolated', 'isolated', 'threshold_lungs']
 
 # %% ../nbs/06_isolate.ipynb #367b6c05
 from dataclasses import dataclass
@@ -124,12 +124,13 @@ def _surrounding(
     outside[0] = False
     return outside[pieces]
 
-# %% ../nbs/06_isolate.ipynb #5e7db5e5
+# %% ../nbs/06_isolate.ipynb #71124e3a
 AIR_BELOW_HU = (
     -320
 )  # half way between lung that rests on the wall, -700, and muscle, 60; Zuidhof (2017) has the same
 TRUNK_MM = 4.0  # radius; shells of couches are 1 to 4 mm thick, chest walls 10 and more
 ENCLOSED = 0.2  # share of a cavity that must be enclosed in its slices; lungs are above 0.9
+GAS_HU = -950  # Gevenois et al. (1996), Am. J. Respir. Crit. Care Med. 154(1), 187-192: emphysema lies below
 
 
 def body(
@@ -146,15 +147,18 @@ def body(
     spacing = working_spacing(volume)
     steps = _coarse(spacing)
     brush = _disc(*(TRUNK_MM / (mm * step) for mm, step in zip(spacing[1:], steps, strict=True)))
-    air = volume.array[:, :: steps[0], :: steps[1]] < below_hu
+    hu = volume.array[:, :: steps[0], :: steps[1]]
+    air = hu < below_hu
     pieces, n = ndi.label(ndi.binary_opening(~air, brush))
     if n == 0:
         return np.zeros(volume.shape, bool)
     trunk = pieces == np.bincount(pieces.ravel())[1:].argmax() + 1
     wall = ndi.binary_dilation(trunk, brush, iterations=2, mask=~air)
-    solid = ndi.binary_opening(~_surrounding(~wall), brush)
     hulls = [convex_hull_image(s) if s.any() else s for s in trunk[:, ::2, ::2]]
     within = _fine(np.stack(hulls), air.shape, (2, 2))
+    if (cut := _cut_lung(hu, ~wall, within)).any():
+        wall |= ndi.binary_opening(cut, brush)
+    solid = ndi.binary_opening(~_surrounding(~wall), brush)
     cavities, n = ndi.label(air & within & ~_surrounding(air))
     sizes = np.bincount(cavities.ravel(), minlength=n + 1)
     enclosed = np.bincount(cavities[solid], minlength=n + 1) > ENCLOSED * sizes
@@ -162,6 +166,26 @@ def body(
     patient = ~_surrounding(~(solid | enclosed[cavities]))
     core = _fine(_shrunk(patient), volume.shape, steps)
     return core | (_fine(patient, volume.shape, steps) & (volume.array >= below_hu))
+
+
+def _cut_lung(
+    hu: HU | np.ndarray,  # on the coarse grid
+    air: Bool[np.ndarray, "z y x"],
+    within: Bool[np.ndarray, "z y x"],  # the trunk's hull
+) -> Bool[np.ndarray, "z y x"]:
+    "What touches the border as the surroundings do, but holds blood and lies mostly in the trunk."
+    from scipy import ndimage as ndi
+
+    empty = (hu == hu.min()).all(0)  # beyond a round field; where every slice has air, it does no harm
+    in_plane = np.zeros((3, 3, 3), bool)
+    in_plane[1] = ndi.generate_binary_structure(2, 1)
+    outside = _surrounding(air)
+    pieces, n = ndi.label(outside & ~empty, in_plane)
+    sizes = np.bincount(pieces.ravel(), minlength=n + 1)
+    dark, inside = (np.bincount(pieces[part], minlength=n + 1) for part in (hu < GAS_HU, within))
+    kept = (2 * dark < sizes) & (2 * inside > sizes)
+    kept[0] = False
+    return kept[pieces]
 
 
 def _shrunk(mask: Bool[np.ndarray, "z y x"]) -> Bool[np.ndarray, "z y x"]:
@@ -224,7 +248,7 @@ def grown(
     hit[0] = False
     return hit[pieces]
 
-# %% ../nbs/06_isolate.ipynb #d9994bf6
+# %% ../nbs/06_isolate.ipynb #f63719c2
 LUMEN_CM2 = (0.3, 10.0)  # cross section
 LUMEN_BELOW_HU = -700  # air at -1000 shares voxels with the wall in a narrow trachea
 TUBE_MM = 20.0  # least length; a trachea is 100 long, but a scan may end soon above the lungs
@@ -250,21 +274,36 @@ def trachea(
     patient: Mask,
     spacing_mm: Spacing,
 ) -> Mask:  # the lumen; empty if there is no such tube
-    """The longest stack of roundish pieces of air near the patient's middle.
+    """The longest stack of roundish pieces of air near the patient's middle, or of pure air elsewhere.
 
     Source: sizes after Breatnach, Abbott and Fraser (1984), Am. J. Roentgenol. 142(5), 903-906.
     """
-    from scipy import ndimage as ndi
-
     centre = middle_column(patient)
     band = slice(*(max(0, round(centre + way * NEAR_MIDDLE_MM / spacing_mm[2])) for way in (-1, 1)))
-    dark = (hu[:, :, band] < LUMEN_BELOW_HU) & patient[:, :, band]
+    tube, steps = np.zeros_like(patient), _coarse(spacing_mm)
+    tube[:, :, band] = _longest_tube((hu[:, :, band] < LUMEN_BELOW_HU) & patient[:, :, band], spacing_mm)
+    step_mm = (spacing_mm[0], spacing_mm[1] * steps[0], spacing_mm[2] * steps[1])
+    thin = (slice(None), slice(None, None, steps[0]), slice(None, None, steps[1]))
+    rival = _longest_tube((hu[thin] < GAS_HU) & patient[thin], step_mm)
+    if not rival.any():
+        return tube
+    if tube.any():
+        near, far = box_around(tube)[0], box_around(rival)[0]
+        worse = far.stop - far.start > near.stop - near.start or np.median(hu[tube]) > GAS_HU
+        if far.stop <= near.stop or not worse:
+            return tube
+    return _fine(rival, patient.shape, steps)
+
+
+def _longest_tube(dark: Mask, spacing_mm: Spacing) -> Mask:
+    "The longest stack of roundish pieces; empty if it is shorter than a trachea."
+    from scipy import ndimage as ndi
+
     tubes, n = ndi.label(np.stack([_roundish(plane, spacing_mm) for plane in dark]))
     lengths = [box[0].stop - box[0].start for box in ndi.find_objects(tubes)]
-    longest = np.zeros_like(patient)
-    if n and max(lengths) * spacing_mm[0] >= TUBE_MM:
-        longest[:, :, band] = tubes == np.argmax(lengths) + 1
-    return longest
+    if not n or max(lengths) * spacing_mm[0] < TUBE_MM:
+        return np.zeros_like(dark)
+    return tubes == np.argmax(lengths) + 1
 
 
 def middle_column(mask: Mask) -> float:
@@ -280,14 +319,12 @@ def _roundish(plane: Bool[np.ndarray, "row col"], spacing_mm: Spacing) -> Bool[n
     pieces, n = ndi.label(plane)
     area = np.bincount(pieces.ravel()) * spacing_mm[1] * spacing_mm[2] / 100  # cm²
     good = np.zeros(n + 1, bool)
-    for i, (rows, cols) in enumerate(ndi.find_objects(pieces), 1):
+    boxes = ndi.find_objects(pieces)
+    for i in np.flatnonzero((area >= LUMEN_CM2[0]) & (area <= LUMEN_CM2[1]) & (np.arange(n + 1) > 0)):
+        rows, cols = boxes[i - 1]
         height, width = (rows.stop - rows.start) * spacing_mm[1], (cols.stop - cols.start) * spacing_mm[2]
         inside = cols.start > 0 and cols.stop < plane.shape[1]
-        good[i] = (
-            inside
-            and LUMEN_CM2[0] <= area[i] <= LUMEN_CM2[1]
-            and max(height, width) <= 3 * min(height, width)
-        )
+        good[i] = inside and max(height, width) <= 3 * min(height, width)
     return good[pieces]
 
 
@@ -343,8 +380,7 @@ def _before_leak(hu: HU, seeds: Mask, patient: Mask, voxel_ml: float) -> Mask:
             tree, size = bigger, now
     return tree
 
-# %% ../nbs/06_isolate.ipynb #99c0c134
-GAS_HU = -950  # Gevenois et al. (1996), Am. J. Respir. Crit. Care Med. 154(1), 187-192: emphysema lies below
+# %% ../nbs/06_isolate.ipynb #22551aca
 ALL_GAS = 0.9  # share of a piece's core below
 GAS_ML, WALLED = 5.0, 0.6  # of gas inside a larger piece: least volume, least share of wall around it
 LUNGS_OF_BODY = 0.02  # share of the scanned body
@@ -369,7 +405,8 @@ def walled_gas(
     if not thin.any():
         return np.zeros_like(air)
     heights = np.nonzero(thin)[0]
-    dark = (hu[:, :: steps[0], :: steps[1]] < GAS_HU) & thin
+    dark = ((hu[:, :: steps[0], :: steps[1]] < GAS_HU) & thin).astype(np.float32)
+    dark = ndi.uniform_filter(dark, (1, 3, 3)) > 0.5  # what most of the neighbours are, against noise
     cores, _ = ndi.label(ndi.binary_opening(dark, _disc(*(COARSE_MM / mm for mm in step_mm[1:]))))
     for i, box in enumerate(ndi.find_objects(cores), 1):
         around = tuple(slice(max(0, s.start - 3), s.stop + 3) for s in box)
@@ -587,7 +624,7 @@ def _holes(
     fill[[0, pieces.flat[0]]] = False  # the mask itself, and what lies outside it
     return fill[pieces]
 
-# %% ../nbs/06_isolate.ipynb #f145a637
+# %% ../nbs/06_isolate.ipynb #199b5661
 @dataclass(frozen=True, eq=False)
 class Isolated:
     "What the steps find in a volume, on its own grid."

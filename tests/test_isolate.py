@@ -342,6 +342,76 @@ def test_a_patient_wider_than_the_picture_has_lungs_none_the_less():
     assert dice(threshold_lungs(crop(volume, inner)), lungs[inner]) > 0.93
 
 
+def cut_through_the_lungs(lungs: np.ndarray, spacing_mm: tuple, by_mm: float) -> tuple[slice, ...]:
+    "A field of view that leaves out the lungs' outermost millimetres in front, behind and on both sides."
+    _, rows, cols = box_around(lungs)
+    row, col = (round(by_mm / mm) for mm in spacing_mm[1:])
+    return np.s_[:, rows.start + row : rows.stop - row, cols.start + col : cols.stop - col]
+
+
+def halved(whole: Volume) -> Volume:
+    "Every other slice, row and column of an LCTSC patient, at the usual spacing."
+    affine = np.eye(4)[[2, 1, 0, 3]] @ np.diag([6.0, 1.9, 1.9, 1.0])
+    return Volume(np.ascontiguousarray(whole.array[::2, ::2, ::2]), affine)
+
+
+@pytest.mark.parametrize("seed, by_mm", [(101, 0), (105, 5), (106, 10)])
+def test_a_field_of_view_that_cuts_through_the_lungs_leaves_the_rest_of_them(seed, by_mm):
+    volume, lungs, _ = usual(seed)
+    inner = cut_through_the_lungs(lungs, volume.spacing_mm, by_mm)
+    found = isolated(crop(volume, inner))
+    assert dice(found.lungs, lungs[inner]) > 0.955
+    for lung, name in ((found.left, "lung_left"), (found.right, "lung_right")):
+        assert dice(lung, person(seed).mask(name)[inner]) > 0.94
+
+
+def test_a_field_of_view_that_cuts_through_a_patient_s_lungs_leaves_the_rest_of_them(clinical):
+    for name, (whole, ref, _) in clinical.items():
+        volume, ref = halved(whole), ref[::2, ::2, ::2]
+        inner = cut_through_the_lungs(ref, volume.spacing_mm, 10)
+        assert dice(threshold_lungs(crop(volume, inner)), ref[inner]) > 0.96, name
+
+
+@pytest.mark.parametrize("padding", [-1024, -3024, 0])
+def test_a_round_field_that_cuts_through_the_lungs_leaves_the_rest_of_them(padding):
+    volume, lungs, _ = usual(105)
+    _, rows, cols = box_around(lungs)
+    y, x = np.ogrid[: volume.shape[1], : volume.shape[2]]
+    off = np.hypot(y - (rows.start + rows.stop) / 2, x - (cols.start + cols.stop) / 2) * volume.spacing_mm[1]
+    beyond = off > (cols.stop - cols.start) / 2 * volume.spacing_mm[1] - 8
+    assert (lungs & beyond).any()
+    found = threshold_lungs(
+        Volume(np.where(beyond, np.int16(padding), volume.array).astype(np.int16), volume.affine)
+    )
+    assert dice(found, lungs & ~beyond) > 0.94
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_where_one_side_of_the_chest_is_cut_off_the_windpipe_is_found_off_the_picture_s_middle(
+    side, clinical
+):
+    whole, ref, _ = clinical["LCTSC-Test-S1-102"]
+    volume, lungs = halved(whole), ref[::2, ::2, ::2]
+    cols = np.s_[:, :, :190] if side == "left" else np.s_[:, :, 66:]
+    found = isolated(crop(volume, cols))
+    both = isolated(volume)
+    assert np.count_nonzero(found.airways & both.airways[cols]) > 0.6 * np.count_nonzero(both.airways)
+    assert dice(found.lungs, lungs[cols]) > 0.97
+    for lung, its in ((found.left, both.left), (found.right, both.right)):
+        assert dice(lung, its[cols]) > 0.97
+
+
+def test_gas_between_liver_and_diaphragm_stays_out_of_a_noisy_scan():
+    anatomy = Anatomy("F", 72, 0.88, 0.56, "down", 178)
+    scan = Scan(160, 40, fov_mm=432, kernel="sharp", dose=0.1, couch="none", offset_mm=(-33, -9))
+    phantom = draw_phantom(
+        2021, anatomy=anatomy, scan=scan, findings=(Finding("gas", "right", 49, (0.5, 0.5, 0.5)),)
+    )
+    found, gas = threshold_lungs(volume_of(phantom)), phantom.mask("gas")
+    assert np.count_nonzero(found & gas) <= 0.005 * np.count_nonzero(gas)
+    assert dice(found, phantom.mask("lung_left", "lung_right")) > 0.96
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 4), (1, 64, 64), (40, 1, 1), (3, 512, 2), (5, 5, 5)])
 @pytest.mark.parametrize("hu", [-32768, -1024, -850, 0, 40, 32767])
 def test_volumes_of_one_value_and_of_any_size_hold_no_lung(shape, hu):
