@@ -1000,8 +1000,8 @@ def _contours_of(
             contours.append(_contour(points, on, len(contours) + 1))
     return contours
 
-# %% ../nbs/04c_contours.ipynb #d841c672
-def _header(ct: Dataset) -> Dataset:
+# %% ../nbs/04c_contours.ipynb #639c0f21
+def _header(ct: Dataset, description: str) -> Dataset:
     "A new structure set of the CT's patient and study, without ROIs."
     ds, now = Dataset(), datetime.now()
     ds.SpecificCharacterSet = "ISO_IR 192"  # for ROI names in any script
@@ -1016,9 +1016,9 @@ def _header(ct: Dataset) -> Dataset:
     ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = RTStructureSetStorage
     ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = generate_uid(prefix=None)
     ds.SeriesInstanceUID, ds.Modality, ds.SeriesNumber = generate_uid(prefix=None), "RTSTRUCT", 100
-    ds.SeriesDescription, ds.Manufacturer, ds.ManufacturerModelName = "Segmentation", "lungseg", "lungseg"
+    ds.SeriesDescription, ds.Manufacturer, ds.ManufacturerModelName = description, "lungseg", "lungseg"
     ds.OperatorsName, ds.InstanceNumber, ds.ApprovalStatus = "", 1, "UNAPPROVED"
-    ds.StructureSetLabel = "Segmentation"
+    ds.StructureSetLabel = description[:16].strip()  # what the field holds
     ds.StructureSetDate, ds.StructureSetTime = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
     ds.StructureSetROISequence, ds.ROIContourSequence, ds.RTROIObservationsSequence = [], [], []
     return ds
@@ -1063,6 +1063,7 @@ def write_rtstruct(
     *,
     ct: Sequence[Path],  # the DICOM files of the volume's series, in any order; or the one enhanced file
     algorithm: str = "AUTOMATIC",  # ROIGenerationAlgorithm: or SEMIAUTOMATIC, MANUAL
+    description: str = "Segmentation",  # SeriesDescription, and the first 16 characters StructureSetLabel
 ) -> Path:
     """Write masks as an RT Structure Set on their CT, whole or not at all; an empty mask becomes an ROI without contours.
 
@@ -1076,7 +1077,7 @@ def write_rtstruct(
         raise InputError(f"algorithm: {algorithm}, expected AUTOMATIC, SEMIAUTOMATIC or MANUAL")
     _checked(masks, volume, slices[0].head)
     axis, there = _matched(volume, slices)
-    ds = _header(slices[0].head)
+    ds = _header(slices[0].head, description)
     ds.ReferencedFrameOfReferenceSequence = [_frame_of_reference(slices)]
     for number, (name, mask) in enumerate(masks.items(), 1):
         frame = {"ReferencedFrameOfReferenceUID": ds.FrameOfReferenceUID, "ROIGenerationAlgorithm": algorithm}
