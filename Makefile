@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: report test cells pages check lab clean help
+.PHONY: setup report test cells pages check lab clean help
 
 help:  ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -15,8 +15,12 @@ $(READY): settings.ini setup.py constraints.txt
 	  { echo "lungseg needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt pip setuptools wheel
+	@echo "Installing lungseg and what it needs into $(VENV): this takes some minutes, once."
 	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[dev]'
 	@touch $@
+
+setup: $(READY)  ## the environment only: .venv with pinned versions
+	@echo "The environment is ready: $(BIN)/lungseg --help"
 
 report: $(READY)  ## the whole way once, on the embedded cohort: DICOM to report, site in _docs/
 	$(BIN)/lungseg report
