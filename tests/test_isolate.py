@@ -49,10 +49,10 @@ def says_nothing_but_lung(mask: np.ndarray, phantom: Phantom) -> None:
     assert np.count_nonzero(mask & airway) < 0.25 * np.count_nonzero(airway)
 
 
-def are_on_their_sides(mask: np.ndarray, phantom: Phantom, least: float = 0.95) -> None:
-    left, right = sides(mask, volume_of(phantom))
-    assert dice(left, phantom.mask("lung_left")) > least
-    assert dice(right, phantom.mask("lung_right")) > least
+def are_on_their_sides(phantom: Phantom) -> None:
+    parts = isolated(volume_of(phantom))
+    assert dice(parts.left, phantom.mask("lung_left")) > 0.95
+    assert dice(parts.right, phantom.mask("lung_right")) > 0.95
 
 
 # ---- real patients
@@ -96,9 +96,9 @@ def test_a_scan_of_four_millimetre_voxels_agrees_with_its_labels_and_sides():
     folder = real("cip-ct64")
     volume, stored = read_volume(folder / "ct-64Dicom"), np.load(folder / "ct64_masks.npz")
     ref, region = stored["lung"] > 0, stored["region"]
-    pred = threshold_lungs(volume)
+    parts = isolated(volume)
+    pred, left, right = parts.lungs, parts.left, parts.right
     assert dice(pred, ref) >= 0.93
-    left, right = sides(pred, volume)
     assert dice(left, np.isin(region, (9, 10, 11))) > 0.93  # the thirds of the left lung, in CIP's codes
     assert dice(right, np.isin(region, (12, 13, 14))) > 0.93
     low = slice(0, 24)  # from the bowel to the dome of the diaphragm: there is gas in 20 slices of these
@@ -110,8 +110,8 @@ def test_a_scan_of_four_millimetre_voxels_agrees_with_its_labels_and_sides():
 
 def test_thick_slices_of_a_patient_with_a_tumour_hold_two_lungs_and_no_gas():
     volume = read_volume(real("lungdx-a0002") / "B40f")
-    pred = threshold_lungs(volume)
-    left, right = sides(pred, volume)
+    parts = isolated(volume)
+    left, right = parts.left, parts.right
     ml = np.prod(volume.spacing_mm) / 1000
     assert 1500 < left.sum() * ml < 2500 and 1000 < right.sum() * ml < 2500  # the tumour is in the right one
     assert (
@@ -122,7 +122,7 @@ def test_thick_slices_of_a_patient_with_a_tumour_hold_two_lungs_and_no_gas():
         assert np.bincount(ndi.label(lung)[0].ravel())[1:].max() > 0.99 * lung.sum()
     front = np.s_[:3, :256]  # stomach and colon hold gas here; the lowest lung is at the back
     assert np.count_nonzero(volume.array[front][:, 130:] < -800) > 5000
-    assert np.count_nonzero(pred[front]) == 0
+    assert np.count_nonzero(parts.lungs[front]) == 0
     assert not pred[29].any()  # the neck: nothing but the windpipe
 
 
@@ -155,7 +155,7 @@ def test_lungs_of_anybody_are_found_and_nothing_else(seed):
     _, lungs, found = usual(seed)
     assert dice(found, lungs) > 0.965
     says_nothing_but_lung(found, phantom)
-    are_on_their_sides(found, phantom)
+    are_on_their_sides(phantom)
 
 
 PLACES = {
@@ -177,10 +177,15 @@ PLACES = {
 @pytest.mark.parametrize("seed", [111])
 def test_couch_blanket_arms_dose_and_breath_change_nothing(place, seed):
     phantom = person(seed, *PLACES[place])
-    found = threshold_lungs(volume_of(phantom))
-    assert dice(found, phantom.mask("lung_left", "lung_right")) > 0.955
-    says_nothing_but_lung(found, phantom)
-    are_on_their_sides(found, phantom, 0.94)
+    parts = isolated(volume_of(phantom))
+    assert dice(parts.lungs, phantom.mask("lung_left", "lung_right")) > 0.955
+    says_nothing_but_lung(parts.lungs, phantom)
+    assert np.count_nonzero(parts.patient & phantom.mask("couch", "blanket")) == 0
+    assert np.count_nonzero(parts.patient & phantom.mask("pleura_left", "pleura_right")) == np.count_nonzero(
+        phantom.mask("pleura_left", "pleura_right")
+    )
+    assert dice(parts.left, phantom.mask("lung_left")) > 0.94
+    assert dice(parts.right, phantom.mask("lung_right")) > 0.94
 
 
 @pytest.mark.parametrize("seed", [121, 122])
@@ -229,10 +234,9 @@ def test_a_lung_that_is_gone_leaves_the_other_on_its_own_side(side):
     phantom, other = person(161), {"left": "right", "right": "left"}[side]
     hu = np.where(ndi.binary_dilation(phantom.mask(f"lung_{side}"), iterations=1), np.int16(20), phantom.hu)
     volume = Volume(hu, phantom.affine)
-    found = threshold_lungs(volume)
-    assert dice(found, phantom.mask(f"lung_{other}")) > 0.94
-    left, right = sides(found, volume)
-    gone, stays = (left, right) if side == "left" else (right, left)
+    parts = isolated(volume)
+    assert dice(parts.lungs, phantom.mask(f"lung_{other}")) > 0.94
+    gone, stays = (parts.left, parts.right) if side == "left" else (parts.right, parts.left)
     assert np.count_nonzero(gone) < 0.02 * np.count_nonzero(stays)
 
 
@@ -241,15 +245,12 @@ def test_a_lung_that_is_gone_leaves_the_other_on_its_own_side(side):
 
 @pytest.mark.parametrize("code", ["RAS", "LPI", "SAL", "PIR", "ASR"])
 def test_the_same_patient_stored_in_any_orientation_has_the_same_lungs(code):
-    volume, _, found = usual()
+    volume, _, _ = usual()
     turned = oriented(volume, code)
     order, flips = towards(volume.affine, code)
-    again = threshold_lungs(turned)
-    assert np.array_equal(again, reordered(found, order, flips))
-    left, right = sides(again, turned)
-    first, second = sides(found, volume)
-    assert np.count_nonzero(left ^ reordered(first, order, flips)) < 0.002 * np.count_nonzero(left)
-    assert np.count_nonzero(right ^ reordered(second, order, flips)) < 0.002 * np.count_nonzero(right)
+    again, before = isolated(turned), isolated(volume)
+    for part in ("patient", "airways", "left", "right"):
+        assert np.array_equal(getattr(again, part), reordered(getattr(before, part), order, flips)), part
 
 
 def outside_the_field(shape: tuple[int, ...]) -> np.ndarray:
@@ -426,7 +427,7 @@ def test_volumes_of_one_value_and_of_any_size_hold_no_lung(shape, hu):
 def test_noise_and_a_phantom_of_water_hold_no_lung(seed):
     random, affine = np.random.default_rng(seed), np.diag([3.0, 2.5, 2.5, 1.0])[[2, 1, 0, 3]]
     static = random.integers(-1024, 1500, (20, 96, 96)).astype(np.int16)
-    assert threshold_lungs(Volume(static, affine)).mean() < 0.02
+    assert not threshold_lungs(Volume(static, affine)).any()
     y, x = np.ogrid[-48:48, -48:48]
     water = np.where(np.hypot(y, x) < 40, 0, -1000) + random.normal(0, 20, (20, 96, 96))
     assert not threshold_lungs(Volume(water.astype(np.int16), affine)).any()
