@@ -123,7 +123,7 @@ def test_thick_slices_of_a_patient_with_a_tumour_hold_two_lungs_and_no_gas():
     front = np.s_[:3, :256]  # stomach and colon hold gas here; the lowest lung is at the back
     assert np.count_nonzero(volume.array[front][:, 130:] < -800) > 5000
     assert np.count_nonzero(parts.lungs[front]) == 0
-    assert not pred[29].any()  # the neck: nothing but the windpipe
+    assert not parts.lungs[29].any()  # the neck: nothing but the windpipe
 
 
 NO_CHEST = ["gantry-tilt-ge", "pydicom-data/eCT_Supplemental.dcm"]  # heads
