@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['USUAL_FIELD_MM', 'USUAL_SLICE_MM', 'Spacing', 'COARSE_MM', 'AIR_HU', 'LUNG_HU', 'TISSUE_HU', 'NO_AIR_HU', 'STEP_HU',
-           'AIR_BELOW_HU', 'TRUNK_MM', 'ENCLOSED', 'GAS_HU', 'WAY_UP', 'TWO_CLASSES', 'LUMEN_CM2', 'LUMEN_BELOW_HU',
-           'TUBE_MM', 'NEAR_MIDDLE_MM', 'LEAK_ML', 'LEAK_SHARE', 'BRANCHES_ML', 'AIRWAYS_ML', 'WALL_MM', 'REACH_MM',
-           'PURE_HU', 'LUMEN_SHARE', 'ABOVE_LUMEN_HU', 'GAS_ML', 'WALLED', 'LUNGS_OF_BODY', 'ENOUGH_ML', 'LEAST_ML',
-           'SURE', 'LEAST', 'DOME', 'OFF_MIDLINE_MM', 'TOUCHES_MM', 'WORN_MM', 'SPANS', 'CLOSING_MM', 'HOLE_CM2',
-           'MANY', 'working_spacing', 'harmonised', 'body', 'without_couch', 'air_threshold', 'inner_air', 'grown',
-           'trachea', 'middle_column', 'airways', 'gas_level', 'walled_gas', 'is_gas', 'lung_pieces', 'apart', 'closed',
-           'Isolated', 'isolated', 'threshold_lungs']
+           'AIR_BELOW_HU', 'TRUNK_MM', 'ENCLOSED', 'GAS_HU', 'WAY_UP', 'APART', 'LIKE_AIR', 'BRIGHTEST', 'LUMEN_CM2',
+           'LUMEN_BELOW_HU', 'TUBE_MM', 'NEAR_MIDDLE_MM', 'LEAK_ML', 'LEAK_SHARE', 'BRANCHES_ML', 'AIRWAYS_ML',
+           'WALL_MM', 'REACH_MM', 'PURE_HU', 'LUMEN_SHARE', 'ABOVE_LUMEN_HU', 'GAS_ML', 'WALLED', 'LUNGS_OF_BODY',
+           'ENOUGH_ML', 'LEAST_ML', 'SURE', 'LEAST', 'DOME', 'OFF_MIDLINE_MM', 'TOUCHES_MM', 'WORN_MM', 'SPANS',
+           'CLOSING_MM', 'HOLE_CM2', 'MANY', 'working_spacing', 'harmonised', 'body', 'without_couch', 'air_threshold',
+           'inner_air', 'grown', 'trachea', 'middle_column', 'airways', 'gas_level', 'walled_gas', 'is_gas',
+           'lung_pieces', 'apart', 'closed', 'Isolated', 'isolated', 'threshold_lungs']
 
 # %% ../nbs/06_isolate.ipynb #d7d937c8
 from dataclasses import dataclass
@@ -222,11 +222,13 @@ def without_couch(
     "The patient alone, in air."
     return Volume(np.where(patient, volume.array, np.int16(AIR_HU)), volume.affine, volume.provenance)
 
-# %% ../nbs/06_isolate.ipynb #de396604
+# %% ../nbs/06_isolate.ipynb #adda9b0f
 WAY_UP = (AIR_BELOW_HU - LUNG_HU) / (TISSUE_HU - LUNG_HU)  # from lung to tissue: 0.6
 
 
-TWO_CLASSES = 0.8  # share of the variance that lies between two classes; 0.64 if a single normal hill is cut
+APART = 2.5  # gap between two classes, in sums of their median deviations: 1.7 if one normal hill is cut, 2 if a flat one
+LIKE_AIR = 0.4  # how far from air to tissue lung may lie: 0.15 for lung at -850 HU, 0.9 for fat
+BRIGHTEST = 95  # percentile; what is brighter is bone or metal, which must not be taken for the second class
 
 
 def air_threshold(
@@ -240,14 +242,19 @@ def air_threshold(
     from skimage.filters import threshold_otsu
 
     inside = np.maximum(volume.array[:, ::2, ::2], AIR_HU)[patient[:, ::2, ::2]]
-    if not inside.size or inside.min() == inside.max():
-        return float(inside.min()) if inside.size else float(AIR_BELOW_HU)
-    between = threshold_otsu(inside)
-    dark = inside <= between
-    spread = np.var(inside[dark]) * dark.mean() + np.var(inside[~dark]) * (1 - dark.mean())
-    if spread > (1 - TWO_CLASSES) * np.var(inside):  # one hill, cut in two
-        return float(inside.min())
-    lung, tissue = (float(np.median(part)) for part in (inside[dark], inside[~dark]))
+    if not inside.size:
+        return float(AIR_BELOW_HU)
+    darkest, inside = float(inside.min()), np.minimum(inside, np.percentile(inside, BRIGHTEST))
+    if darkest == inside.max():
+        return darkest
+    dark = inside <= threshold_otsu(inside)
+    lung, tissue = (float(np.median(inside[part])) for part in (dark, ~dark))
+    widths = np.median(np.abs(inside[dark] - lung)) + np.median(np.abs(inside[~dark] - tissue))
+    air = float(volume.array.min())
+    if tissue - lung < APART * widths or lung - air > LIKE_AIR * (
+        tissue - air
+    ):  # one class, or none like air
+        return darkest
     return lung + WAY_UP * (tissue - lung)
 
 

@@ -75,6 +75,18 @@ def test_clinical_contours_are_met_in_the_mean_and_in_each_patient(clinical):
     assert min(scores.values()) >= 0.970, scores
 
 
+def test_a_threshold_found_in_the_picture_does_as_well_as_the_fixed_one(clinical):
+    for name, (volume, ref, _) in clinical.items():  # with bone and metal in them
+        thin = Volume(volume.array[::4, ::2, ::2], np.diag([2, 2, 4, 1]) @ volume.affine)
+        assert dice(isolated(thin, below_hu="adaptive").lungs, ref[::4, ::2, ::2]) > 0.96, name
+
+
+def test_shoulders_give_no_lung_to_a_threshold_found_in_the_picture(clinical):
+    for name, (volume, ref, _) in clinical.items():
+        top = isolated(Volume(volume.array[-8:], volume.affine), below_hu="adaptive").lungs
+        assert np.count_nonzero(top & ~ref[-8:]) < 0.04 * ref[0].size, name
+
+
 def test_clinical_lungs_are_two_and_the_left_one_is_on_the_left(clinical):
     for name, (whole, ref, pred) in clinical.items():
         volume = Volume(whole.array[::2, ::4, ::4], whole.affine)
@@ -132,9 +144,10 @@ NO_CHEST += ["pydicom-data/explicit_VR-UN.dcm", "dicompyler/ct.0.dcm"]  # a bell
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", NO_CHEST)
-def test_heads_a_belly_and_arms_hold_no_lung(name):
+@pytest.mark.parametrize("below_hu", [None, "adaptive"])
+def test_heads_a_belly_and_arms_hold_no_lung(name, below_hu):
     volume = read_volume(real(f"dicom-robustness/{name}"), correct=True)
-    assert not threshold_lungs(volume).any()
+    assert not isolated(volume, below_hu=below_hu).lungs.any()
 
 
 def test_the_command_says_that_a_head_holds_no_lung_and_writes_an_empty_mask(tmp_path):
