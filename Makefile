@@ -26,7 +26,7 @@ report: $(READY)  ## the whole way once, on the embedded cohort: DICOM to report
 	$(BIN)/lungseg report
 
 test: $(READY) cells  ## every test: the notebooks' cells, then tests/
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 cells: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --pause 0.2

@@ -14,7 +14,8 @@ from time import perf_counter
 import torch
 
 from lungseg.losses import CombinedLoss
-from lungseg.train import choose_device, load_recipe, make_net, make_optimiser
+from lungseg.recipe import load_recipe
+from lungseg.train import choose_device, make_net, make_optimiser
 
 VARIANTS = {  # name → (precision, channels_last)
     "fp32 NCHW": ("float32", False),

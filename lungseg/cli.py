@@ -965,7 +965,7 @@ def _amount(number: float) -> str:
         return f"{number:.0f}"
     return f"{number:.1f}" if number >= 0.05 else "<0.1"
 
-# %% ../nbs/18_cli.ipynb #b9de0108
+# %% ../nbs/18_cli.ipynb #b37daa01
 def _listed(names: list[str] | None) -> list[str]:
     "Names that were given one by one, or with commas."
     return [name.strip() for given in names or () for name in given.split(",")]
@@ -992,7 +992,7 @@ def train(
     from lungseg.cohort import build_store, changed, find_cases
     from lungseg.reading import not_there, opened
     from lungseg.splits import check_how, chosen_split
-    from lungseg.train import load_recipe
+    from lungseg.recipe import load_recipe
     from lungseg.train import train as fit
 
     settings = load_recipe(recipe)
@@ -1143,7 +1143,7 @@ def _is_plain(file: Path) -> bool:
 
 SAID = "held back before de-identification; its name may identify somebody, so only the command says it"
 
-# %% ../nbs/18_cli.ipynb #fdcd9502
+# %% ../nbs/18_cli.ipynb #ac8ec933
 MADE = ("deidentified", "store", "run", "site")  # in a report's working folder
 BESIDE = ("deidentified.report.html", "deidentified.report.csv", "deidentified.keys.csv")  # and these files
 
@@ -1212,7 +1212,7 @@ def report(
     from lungseg.reading import not_there, opened
     from lungseg.site import build_site, check_out, check_tools, keep_outputs, project_root
     from lungseg.splits import check_how, chosen_split
-    from lungseg.train import load_recipe
+    from lungseg.recipe import load_recipe
     from lungseg.train import train as fit
 
     check_how(_listed(test) or split)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UNSEEN', 'Model', 'load_model', 'predict_logits', 'predict_probs', 'postprocess', 'segment']
 
-# %% ../nbs/13_predict.ipynb #15698795
+# %% ../nbs/13_predict.ipynb #307dad01
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,8 @@ from torch import Tensor
 
 from .core import HU, Mask, ModelError
 from .slices import NoLungsWarning, View, prepare_images, put_back, view_of
-from .train import Recipe, choose_device, make_net, recipe_from_toml
+from .recipe import Recipe, recipe_from_toml
+from .train import choose_device, make_net
 from .unet import UNet
 from .volume import Volume, lps_axes
 

@@ -417,7 +417,7 @@ def test_a_folder_that_is_divided_keeps_its_parts():
 
 
 def test_training_refuses_a_split_that_leaks():
-    from lungseg.train import check_split
+    from lungseg.runs import check_split
 
     store = cohort(6, 0, repeats=1)
     with pytest.raises(CohortError, match="the same patient"):
