@@ -10,8 +10,8 @@ import torch
 
 from lungseg.phantom import LABELS, draw_phantom
 from lungseg.predict import UNSEEN, Model, predict_logits, predict_probs, segment
-from lungseg.slices import NoLungsWarning, Preparation, view_of
 from lungseg.recipe import Recipe
+from lungseg.slices import NoLungsWarning, Preparation, view_of
 from lungseg.unet import UNet
 from lungseg.volume import Volume, reordered, reordered_affine
 

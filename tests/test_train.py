@@ -16,9 +16,9 @@ from lungseg.core import CohortError, ModelError, read_json
 from lungseg.losses import CombinedLoss
 from lungseg.phantom import LABELS, draw_phantom
 from lungseg.predict import load_model, postprocess, predict_probs, segment
-from lungseg.slices import Augmentation, NoLungsWarning, Preparation, SliceDataset, augment, generator
 from lungseg.recipe import Fit, Net, Recipe, load_recipe
 from lungseg.runs import read_history
+from lungseg.slices import Augmentation, NoLungsWarning, Preparation, SliceDataset, augment, generator
 from lungseg.train import train, validate
 from lungseg.volume import Volume
 
