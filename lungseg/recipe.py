@@ -6,7 +6,7 @@
 __all__ = ['TARGETS', 'KINDS', 'LOSSES', 'OPTIMISERS', 'SCHEDULES', 'PRECISIONS', 'COMPILE', 'Net', 'Loss', 'Fit', 'Recipe',
            'recipe_from_toml', 'recipe_to_toml', 'load_recipe']
 
-# %% ../nbs/11a_recipe.ipynb #8202871e
+# %% ../nbs/11a_recipe.ipynb #cbcf2ffb
 import json
 import math
 import tomllib
@@ -17,10 +17,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from .augment import Augmentation
 from .core import ModelError
-from .slices import Augmentation, Preparation
+from .slices import Preparation
 
-# %% ../nbs/11a_recipe.ipynb #36bf2135
+# %% ../nbs/11a_recipe.ipynb #a43a013d
 @dataclass(frozen=True)
 class Net:
     "The network and its size."

@@ -6,7 +6,7 @@
 __all__ = ['IN_MEMORY', 'choose_device', 'learning_rate', 'steps_per_epoch', 'epochs_of', 'make_net', 'make_optimiser', 'follow',
            'confusion', 'validate', 'train', 'train_epoch']
 
-# %% ../nbs/12_train.ipynb #f466def3
+# %% ../nbs/12_train.ipynb #1d5a4422
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .augment import augment, generator
 from .cohort import Store
 from .core import ModelError, progress, read_json, write_json
 from .losses import CombinedLoss
@@ -36,7 +37,7 @@ from lungseg.runs import (
     save_weights,
     write_history,
 )
-from .slices import SliceDataset, augment, batches, epoch_order, generator
+from .slices import SliceDataset, batches, epoch_order
 from .unet import UNet
 
 if TYPE_CHECKING:

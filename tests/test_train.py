@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lungseg import train as training
+from lungseg.augment import Augmentation, augment, generator
 from lungseg.cohort import Store, build_store, find_cases
 from lungseg.core import CohortError, ModelError, read_json
 from lungseg.losses import CombinedLoss
@@ -18,7 +19,7 @@ from lungseg.phantom import LABELS, draw_phantom
 from lungseg.predict import load_model, postprocess, predict_probs, segment
 from lungseg.recipe import Fit, Net, Recipe, load_recipe
 from lungseg.runs import read_history
-from lungseg.slices import Augmentation, NoLungsWarning, Preparation, SliceDataset, augment, generator
+from lungseg.slices import NoLungsWarning, Preparation, SliceDataset
 from lungseg.train import train, validate
 from lungseg.volume import Volume
 
