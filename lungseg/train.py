@@ -6,9 +6,9 @@
 __all__ = ['IN_MEMORY', 'choose_device', 'learning_rate', 'steps_per_epoch', 'epochs_of', 'make_net', 'make_optimiser', 'follow',
            'confusion', 'validate', 'train', 'train_epoch']
 
-# %% ../nbs/12_train.ipynb #1d5a4422
+# %% ../nbs/12_train.ipynb #b372243f
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -177,7 +177,7 @@ def validate(
         "accuracy": float(accuracy.mean()),
     }
 
-# %% ../nbs/12_train.ipynb #3a62abc4
+# %% ../nbs/12_train.ipynb #66e26860
 def train(
     store: Store,
     split: Mapping[
@@ -188,6 +188,8 @@ def train(
     *,
     resume: bool = True,  # go on where the run in this folder stopped; False starts anew
     device: str = "auto",  # "auto", "cpu", "cuda" or "mps"
+    on_epoch: Callable[[dict[str, float]], None]
+    | None = None,  # is told each new row of the history, all of it written; raises to stop the training
 ) -> Path:  # the run's folder
     """Train a network by a recipe; stopped at any time, the same call goes on.
 
@@ -221,6 +223,8 @@ def train(
                 write_history(run / "history.csv", state.history)
                 told = describe_run(state, fabric, finished=epoch + 1 == epochs)
                 write_json(run / "run.json", told | {"notes": _notes(data)})
+                if on_epoch:
+                    on_epoch(dict(row))
     return run
 
 
