@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from lightning_fabric import Fabric
 
-# %% ../nbs/11b_runs.ipynb #47bbf536
+# %% ../nbs/11b_runs.ipynb #c0e755c8
 @contextmanager
 def on_disk(
     what: str,  # what is written in the block, in the words of the message
@@ -50,9 +50,7 @@ def on_disk(
     except OSError as e:
         whole = checkpoints(run / "checkpoint")
         kept = (
-            f"the checkpoint before it ({_in_words(whole[0])}) is whole"
-            if whole
-            else "no checkpoint is there yet"
+            f"the last checkpoint ({_in_words(whole[0])}) is whole" if whole else "no checkpoint is there yet"
         )
         raise ModelError(
             f"{run.name}: {what} could not be written ({e.strerror or e}); {kept}: make room, and the same call goes on"
@@ -174,7 +172,7 @@ def _differing(before: Mapping, now: Mapping) -> list[str]:
             keys.append(key)
     return keys
 
-# %% ../nbs/11b_runs.ipynb #4ae21279
+# %% ../nbs/11b_runs.ipynb #50333b02
 _HEAD = b"lungseg checkpoint 1 sha256 "
 
 
@@ -191,7 +189,8 @@ def checkpoints(
 
 def _in_words(path: Path) -> str:
     _, epochs, _, steps = path.stem.split("_")
-    return f"{int(epochs)} epochs" + (f" and {int(steps)} steps" if int(steps) else "")
+    counts = {"epoch": int(epochs), "step": int(steps)}
+    return " and ".join(f"{n} {word}{'s'[: n != 1]}" for word, n in counts.items() if n) or "no step"
 
 
 def save_checkpoint(

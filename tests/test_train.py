@@ -1,6 +1,7 @@
 "Training and prediction from end to end, on phantoms: what is promised when things go wrong."
 
 import math
+import os
 import shutil
 from pathlib import Path
 from unittest.mock import patch
@@ -18,7 +19,7 @@ from lungseg.losses import CombinedLoss
 from lungseg.phantom import LABELS, draw_phantom
 from lungseg.predict import load_model, postprocess, predict_probs, segment
 from lungseg.recipe import Fit, Net, Recipe, load_recipe
-from lungseg.runs import read_history
+from lungseg.runs import DamagedCheckpointWarning, checkpoints, read_history
 from lungseg.slices import NoLungsWarning, Preparation, SliceDataset
 from lungseg.train import train, validate
 from lungseg.volume import Volume
@@ -102,27 +103,36 @@ def test_a_run_interrupted_anywhere_ends_with_the_same_weights(
     assert read_json(run / "run.json")["finished"]
 
 
-def test_half_a_checkpoint_is_not_used(store, split, calm, tmp_path):
-    "The power fails between a checkpoint's two files: the one before is whole, and is taken."
-    failing = fail_at(torch.save, 1, OSError("no space left on device"))
-    with patch.object(torch, "save", failing), pytest.raises(OSError, match="no space"):
+def test_a_full_disk_is_one_clear_error_and_the_checkpoint_before_is_gone_on_with(
+    store, split, calm, tmp_path
+):
+    "The disk takes one checkpoint and half of the next."
+    fsync = fail_at(os.fsync, 4, OSError(28, "No space left on device"))
+    expected = r"run: a checkpoint could not be written \(No space left on device\); .*\(1 epoch\) is whole"
+    with patch.object(os, "fsync", fsync), pytest.raises(ModelError, match=expected):
         train(store, split, TINY, tmp_path / "run")
     kept = sorted(f.name for f in (tmp_path / "run" / "checkpoint").iterdir())
-    assert kept == ["epoch_0001.pt", "epoch_0001.safetensors", "epoch_0002.safetensors"]
+    assert kept == ["epoch_0001_step_000000.pt"]
     assert same_weights(train(store, split, TINY, tmp_path / "run"), calm)
 
 
-def test_a_damaged_checkpoint_is_one_clear_error(store, split, tmp_path):
+def test_a_damaged_checkpoint_is_one_clear_error(store, split, calm, tmp_path):
+    "The newest is cut short: the one before is taken. Both are: one clear error."
     with (
-        patch.object(training, "augment", fail_at(augment, 7, KeyboardInterrupt())),
+        patch.object(training, "augment", fail_at(augment, 11, KeyboardInterrupt())),
         pytest.raises(KeyboardInterrupt),
     ):
         train(store, split, TINY, tmp_path / "run")
-    checkpoint = next((tmp_path / "run" / "checkpoint").glob("*.pt"))
-    checkpoint.write_bytes(checkpoint.read_bytes()[:100])
-    with pytest.raises(ModelError, match="cannot be read"):
-        train(store, split, TINY, tmp_path / "run")
-    train(store, split, TINY, tmp_path / "run", resume=False)
+    other = shutil.copytree(tmp_path / "run", tmp_path / "other")
+    newest, before = checkpoints(tmp_path / "run" / "checkpoint")
+    newest.write_bytes(newest.read_bytes()[:100])
+    with pytest.warns(DamagedCheckpointWarning, match="going on from 1 epoch"):
+        assert same_weights(train(store, split, TINY, tmp_path / "run"), calm)
+    for path in checkpoints(other / "checkpoint"):
+        path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ModelError, match="other: its checkpoint cannot be read, it is damaged"):
+        train(store, split, TINY, other)
+    train(store, split, TINY, other, resume=False)
 
 
 def changed(store: Store, folder: Path, case: str, array: str, to) -> Store:
