@@ -119,7 +119,7 @@ def test_a_full_disk_is_one_clear_error_and_the_checkpoint_before_is_gone_on_wit
 def test_a_damaged_checkpoint_is_one_clear_error(store, split, calm, tmp_path):
     "The newest is cut short: the one before is taken. Both are: one clear error."
     with (
-        patch.object(training, "augment", fail_at(augment, 11, KeyboardInterrupt())),
+        patch.object(training, "augment", fail_at(augment, 7, KeyboardInterrupt())),
         pytest.raises(KeyboardInterrupt),
     ):
         train(store, split, TINY, tmp_path / "run")
