@@ -1737,7 +1737,7 @@ def write_series(
         files.append(_save(ds, Path(folder) / f"{series[-8:]}_{k:03d}.dcm"))
     return files
 
-# %% ../nbs/01_phantom.ipynb #0cab1e1f
+# %% ../nbs/01_phantom.ipynb #398d3b4a
 ROIS = {  # name: display colour, labels
     "Lung_L": ((255, 128, 0), ("lung_left",)),
     "Lung_R": ((0, 128, 255), ("lung_right",)),
@@ -1804,6 +1804,8 @@ def write_rtstruct(
     phantom: Phantom,
     ct_files: list[Path],  # as `write_phantom` returned them: feet to head
     path: Path | str,
+    *,
+    tumours: bool = False,  # the tumour as well; without one its ROI has no contours
 ) -> Path:
     "Write lungs, cord and heart as an RT Structure Set on the CT series."
     heads = [dcmread(f, stop_before_pixels=True) for f in ct_files]
@@ -1817,7 +1819,8 @@ def write_rtstruct(
     ds.StructureSetLabel, ds.StructureSetDate, ds.StructureSetTime = "Chest", ct.StudyDate, ct.StudyTime
     ds.ReferencedFrameOfReferenceSequence = [_referenced(heads)]
     ds.StructureSetROISequence, ds.ROIContourSequence, ds.RTROIObservationsSequence = [], [], []
-    for number, (name, (colour, labels)) in enumerate(ROIS.items(), 1):
+    rois = ROIS | ({"GTV-1": ((255, 0, 255), ("tumour",))} if tumours else {})
+    for number, (name, (colour, labels)) in enumerate(rois.items(), 1):
         mask = np.isin(phantom.labels, [LABELS[n] for n in labels])
         frame = {
             "ReferencedFrameOfReferenceUID": ct.FrameOfReferenceUID,
@@ -1828,13 +1831,13 @@ def write_rtstruct(
         if contours := _contours(mask, phantom.affine, heads):
             roi.ContourSequence = contours
         ds.ROIContourSequence.append(roi)
-        kind = {"RTROIInterpretedType": "ORGAN", "ROIInterpreter": ""}
+        kind = {"RTROIInterpretedType": "GTV" if name.startswith("GTV") else "ORGAN", "ROIInterpreter": ""}
         ds.RTROIObservationsSequence.append(
             _item(ObservationNumber=number, ReferencedROINumber=number, **kind)
         )
     return _save(ds, path)
 
-# %% ../nbs/01_phantom.ipynb #bca74b52
+# %% ../nbs/01_phantom.ipynb #fd5365c8
 _COHORT = (
     (Anatomy("F", 58, -0.1, 0.95, height_cm=165), {}, ()),
     (Anatomy("M", 67, 0.2, 0.95, height_cm=176), {}, (Finding("tumour", "left", 38, (0.65, 0.55, 0.65)),)),
@@ -1875,9 +1878,19 @@ def _stored_masks(lungs, i: int):
     return np.moveaxis(lungs, 0, -1) if i % 6 == 4 else lungs
 
 
-def _write_case(out: Path, i: int, size: int, slices: int, seed: int) -> None:
+def _with_tumour(findings: tuple, i: int, seed: int) -> tuple:
+    "A case's findings, and a tumour somewhere if there is none; each fourth case stays as it is."
+    if i % 4 == 0 or any(f.kind in ("tumour", "nodule") for f in findings):
+        return findings
+    random = rng(seed, "tumour", i)
+    side, size, place = random.choice(["left", "right"]), random.uniform(25, 50), random.uniform(0.3, 0.7, 3)
+    return (*findings, Finding("tumour", str(side), float(size), tuple(map(float, place))))
+
+
+def _write_case(out: Path, i: int, size: int, slices: int, seed: int, tumours: bool) -> None:
     case = f"Case_{i:03d}"
     anatomy, options, findings = _COHORT[i % len(_COHORT)]
+    findings = _with_tumour(findings, i, seed) if tumours else findings
     own = int(rng(seed, case).integers(2**31))
     phantom = draw_phantom(own, anatomy=anatomy, scan=Scan(size, slices, **options), findings=findings)
     files = write_phantom(
@@ -1888,10 +1901,11 @@ def _write_case(out: Path, i: int, size: int, slices: int, seed: int) -> None:
         birth_date=_BIRTH_DATES.get(i, ""),
         key=(seed, case),
     )
-    write_rtstruct(phantom, files, out / "Structures" / f"{case}.dcm")
-    lungs = np.isin(phantom.labels, (LABELS["lung_left"], LABELS["lung_right"])).astype(np.uint8)
+    write_rtstruct(phantom, files, out / "Structures" / f"{case}.dcm", tumours=tumours)
+    masks = {"masks": phantom.mask("lung_left", "lung_right")}
+    masks |= {"tumour": phantom.mask("tumour")} if tumours else {}
     with writing(out / "Segmentations" / f"{case}_seg.npz") as beside:
-        np.savez_compressed(beside, masks=_stored_masks(lungs, i))
+        np.savez_compressed(beside, **{k: _stored_masks(m.astype(np.uint8), i) for k, m in masks.items()})
 
 
 def write_cohort(
@@ -1902,6 +1916,7 @@ def write_cohort(
     slices: int = 60,  # of each case
     seed: int = 0,
     workers: int = 1,  # processes
+    tumours: bool = False,  # three in four cases have one, and masks and contours hold it (`tumour`, `GTV-1`)
 ) -> Path:  # out
     """Write a cohort of phantoms as a coursework would hand it out: CT, contours and lung masks.
 
@@ -1910,7 +1925,7 @@ def write_cohort(
     out = Path(out)
     if cases < 1:
         raise InputError(f"cases is {cases}, expected at least 1")
-    work = [(out, i, size, slices, seed) for i in range(cases)]
+    work = [(out, i, size, slices, seed, tumours) for i in range(cases)]
     if workers == 1:
         for job in progress(work, "Drawing phantoms", unit="case"):
             _write_case(*job)
