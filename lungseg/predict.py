@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UNSEEN', 'Model', 'load_model', 'predict_logits', 'predict_probs', 'postprocess', 'segment']
 
-# %% ../nbs/13_predict.ipynb #307dad01
+# %% ../nbs/13_predict.ipynb #d387a174
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from .core import HU, Mask, ModelError
-from .slices import NoLungsWarning, View, prepare_images, put_back, view_of
+from .slices import NoLungsWarning, View, for_network, prepare_images, put_back, view_of
 from .recipe import Recipe, recipe_from_toml
 from .train import choose_device, make_net
 from .unet import UNet
@@ -70,7 +70,7 @@ def load_model(
     net = net.to(device, memory_format=torch.channels_last).eval()
     return Model(net, recipe, about, precision)
 
-# %% ../nbs/13_predict.ipynb #0c91082a
+# %% ../nbs/13_predict.ipynb #fc497e71
 UNSEEN = -30.0  # logit of what the network is not shown: a probability of 1e-13
 
 
@@ -108,7 +108,8 @@ def _answer(
     first, last = max(shown.start - n, 0), min(shown.stop + n, len(hu)) - 1
     pictures = prepare_images(hu, prep, view, range(first, last + 1))
     channels = np.clip(np.array(shown)[:, None] + np.arange(-n, n + 1), first, last) - first
-    images = pictures[channels].to(model.device).contiguous(memory_format=torch.channels_last)
+    images = for_network(pictures[channels].to(model.device), prep)
+    images = images.contiguous(memory_format=torch.channels_last)
     reduced = torch.autocast(model.device.type, torch.bfloat16, enabled=model.precision == "bfloat16")
     with torch.inference_mode(), reduced:
         logits = model.net(images)

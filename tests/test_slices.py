@@ -17,7 +17,11 @@ from lungseg.slices import (
     Preparation,
     SliceDataset,
     View,
+    at_ends,
+    batches,
     body_frame,
+    epoch_order,
+    for_network,
     prepare_images,
     prepare_masks,
     put_back,
@@ -264,3 +268,129 @@ def test_the_lungs_are_needed_for_a_box_and_for_suppression(frame, suppress):
     assert Preparation(frame=frame, suppress=suppress).isolates == (
         (frame, suppress) not in [("body", "none"), ("image", "none")]
     )
+
+
+def picture_cohort(folder, size=32, per_patient=3):
+    "PNG pairs of two patients with every grey level in them, as a store."
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    for kind in ("images", "masks"):
+        (folder / "pairs" / kind).mkdir(parents=True)
+    greys = {}
+    for patient in range(2):
+        for i in range(per_patient):
+            name = f"P{patient}_{i:03d}.png"
+            greys[f"P{patient}", i] = random.permutation(np.arange(size * size) % 256).reshape(size, size)
+            mask = np.zeros((size, size), np.uint8)
+            mask[8:20, 6 + i : 14] = 255
+            Image.fromarray(greys[f"P{patient}", i].astype(np.uint8)).save(folder / "pairs" / "images" / name)
+            Image.fromarray(mask).save(folder / "pairs" / "masks" / name)
+    return build_store(find_cases(folder / "pairs").cases, folder / "store"), greys
+
+
+def test_pictures_of_8_bits_reach_the_network_divided_by_255_to_the_bit(tmp_path):
+    "In training, from the dataset; in prediction, from the HU that stand for the greys."
+    store, greys = picture_cohort(tmp_path)
+    prep = Preparation(size=32, frame="image", range="unit")
+    data = SliceDataset(store, store.names, prep)
+    for k in range(len(data)):
+        name, s = data.names[data.case[k]], data.slice[k]
+        wanted = torch.from_numpy(greys[name, s]).float() / 255
+        assert torch.equal(for_network(data.batch(np.array([k]))[0], prep)[0, 0], wanted)
+        one = prepare_images(store.case(name).hu, prep, slices=range(s, s + 1))
+        assert torch.equal(for_network(one[:, None], prep)[0, 0], wanted)
+
+
+@pytest.mark.parametrize("method", ["window", "winsorise", "zscore"])
+@pytest.mark.parametrize("span", ["signed", "unit"])
+def test_a_model_is_fed_what_it_was_trained_on(phantom, method, span):
+    "Prediction and training turn the same slice into the same numbers, up to the 8 bits of the dataset."
+    from lungseg.predict import Model, predict_logits
+    from lungseg.recipe import Recipe
+    from lungseg.unet import UNet
+
+    prep, fed = Preparation(size=32, method=method, range=span, neighbours=1), []
+
+    class Eye(UNet):
+        def forward(self, x):
+            fed.append(x)
+            return super().forward(x)
+
+    list(predict_logits(Model(Eye(3, 1, 2, 1), Recipe(prepare=prep), {}, "float32"), phantom.hu, batch=7))
+    fed = torch.cat(fed)
+    rows = np.clip(np.arange(len(fed))[:, None] + np.array([-1, 0, 1]), 0, len(fed) - 1)
+    pictures = prepare_images(phantom.hu, prep)[rows]
+    assert torch.allclose(fed, for_network(pictures, prep), atol=1e-6)
+    kept = for_network((pictures * 127.5 + 127.5).round() / 127.5 - 1, prep)
+    assert (fed - kept).abs().quantile(0.99) < 1.01 / 255
+    assert (fed.min() < 0) == (span == "signed") and fed.max() <= 1
+
+
+def test_a_z_score_does_not_care_for_brightness_or_contrast():
+    pictures = torch.rand(3, 2, 40, 40, generator=torch.Generator().manual_seed(1)) * 0.5
+    prep = Preparation(method="zscore")
+    assert torch.allclose(for_network(pictures, prep), for_network(pictures * 0.6 - 0.7, prep), atol=1e-5)
+    assert for_network(pictures, replace(prep, limit_sd=0.5)).abs().max() == 1
+    for value in (-1.0, 0.3, 1.0):
+        assert torch.equal(for_network(torch.full((1, 1, 9, 9), value), prep), torch.zeros(1, 1, 9, 9))
+
+
+def test_ends_are_those_of_each_side():
+    mask = np.zeros((40, 6, 30), bool)
+    mask[3:13, :, 2:9] = mask[20:40, :, 20:28] = True
+    assert np.flatnonzero(at_ends(mask)).tolist() == [3, 4, 11, 12, 20, 21, 22, 37, 38, 39]
+    assert at_ends(mask[5:6]).tolist() == [True]
+    assert not at_ends(mask[:0]).size and not at_ends(mask[:3]).any()
+    one = np.zeros((9, 5, 5), bool)
+    one[2:8, 2, 2] = True  # a single column of voxels: one side holds nothing
+    assert np.flatnonzero(at_ends(one)).tolist() == [2, 7]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    "A store of two phantoms."
+    home = tmp_path_factory.mktemp("two")
+    (home / "volumes").mkdir()
+    for seed in (11, 12):
+        p = draw_phantom(seed, size=64, slices=24)
+        arrays = {"hu": p.hu, "mask": lungs_of(p).astype(np.uint8), "affine": p.affine}
+        np.savez(home / "volumes" / f"Case_{seed:03d}.npz", **arrays)
+    return build_store(find_cases(home / "volumes").cases, home / "store")
+
+
+@pytest.mark.parametrize("edges", [1.0, 1.3, 2.0, 2.5, 4.75])
+def test_the_ends_of_the_lungs_come_as_often_as_is_asked(two, edges):
+    data = SliceDataset(two, two.names, Preparation(size=8))
+    orders = [epoch_order(data, seed=5, epoch=e, empty=0.4, edges=edges) for e in (0, 0, 1)]
+    assert orders[0].tolist() == orders[1].tolist() != orders[2].tolist()
+    times = np.stack([np.bincount(order, minlength=len(data)) for order in orders[1:]])
+    assert set(times[:, data.has_lung & ~data.at_end].ravel()) == {1}
+    assert set(times[:, data.at_end].ravel()) <= {int(edges), int(edges) + 1}
+    assert (
+        times[:, data.at_end].sum(1) == int(edges) * data.at_end.sum() + round(edges % 1 * data.at_end.sum())
+    ).all()
+    assert (times[:, ~data.has_lung].sum(1) == round(0.4 * (~data.has_lung).sum())).all()
+    shown = [i for i, _, _ in batches(data, 6, seed=5, epoch=1, empty=0.4, edges=edges)]
+    assert np.concatenate(shown).tolist() == orders[2].tolist()
+
+
+def test_once_is_the_order_it_was_without_ends(two):
+    data = SliceDataset(two, two.names, Preparation(size=8))
+    plain = epoch_order(data, seed=0, epoch=2, empty=0.5)
+    data.at_end = np.zeros_like(data.at_end)
+    assert plain.tolist() == epoch_order(data, seed=0, epoch=2, empty=0.5, edges=9.0).tolist()
+
+
+def test_negatives_of_a_lung_box_are_slices_of_the_box(two):
+    "Without tumour a network is shown the lungs above and below it, and nothing of the belly."
+    data = SliceDataset(two, two.names, replace(LUNGS, size=16))
+    views = [view_of(c.hu, LUNGS, c.spacing_mm) for c in map(two.case, two.names)]
+    for k, view in enumerate(views):
+        assert data.slice[data.case == k].tolist() == list(view.shown)
+        assert len(view.shown) < len(two.case(two.names[k]).hu)
+    data.has_lung = data.slice == 12  # as if a tumour lay in that slice alone
+    data.at_end = data.has_lung.copy()
+    some = epoch_order(data, seed=0, epoch=0, empty=0.5)
+    assert set(np.flatnonzero(data.has_lung)) <= set(some)
+    assert len(some) == 2 + round(0.5 * (len(data) - 2)) < len(data)
