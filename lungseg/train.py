@@ -6,7 +6,7 @@
 __all__ = ['IN_MEMORY', 'choose_device', 'learning_rate', 'steps_per_epoch', 'epochs_of', 'make_net', 'make_optimiser', 'follow',
            'confusion', 'validate', 'train', 'train_epoch']
 
-# %% ../nbs/12_train.ipynb #b372243f
+# %% ../nbs/12_train.ipynb #b42c0adf
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +26,7 @@ from .cohort import Store
 from .core import ModelError, progress, read_json, write_json
 from .losses import CombinedLoss
 from .metrics import Counts
+from .networks import build_network
 from .recipe import PRECISIONS, Fit, Recipe
 from lungseg.runs import (
     Progress,
@@ -99,15 +100,14 @@ def epochs_of(
     "How many epochs a recipe asks for: its own number, or as many as its steps need."
     return fit.epochs or max(fit.least_epochs, math.ceil(fit.steps / per_epoch))
 
-# %% ../nbs/12_train.ipynb #fbf2699f
+# %% ../nbs/12_train.ipynb #86fb4afc
 def make_net(
     recipe: Recipe,
 ) -> UNet:
     "The recipe's network, its first weights drawn from the recipe's seed."
-    net = recipe.net
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        return UNet(recipe.prepare.channels, 1, net.width, net.depth, net.dropout, net.patch)
+        return build_network(recipe.net, recipe.prepare.channels)
 
 
 def make_optimiser(
