@@ -3,6 +3,7 @@
 import math
 import os
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
@@ -11,10 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lungseg import runs
 from lungseg import train as training
 from lungseg.augment import Augmentation, augment, generator
-from lungseg.cohort import Store, build_store, find_cases
-from lungseg.core import CohortError, ModelError, read_json
+from lungseg.cohort import Store, build_store, checksum, find_cases
+from lungseg.core import CohortError, ModelError, read_json, write_json, writing
 from lungseg.losses import CombinedLoss
 from lungseg.phantom import LABELS, draw_phantom
 from lungseg.predict import load_model, postprocess, predict_probs, segment
@@ -103,16 +105,28 @@ def test_a_run_interrupted_anywhere_ends_with_the_same_weights(
     assert read_json(run / "run.json")["finished"]
 
 
-def test_a_full_disk_is_one_clear_error_and_the_checkpoint_before_is_gone_on_with(
-    store, split, calm, tmp_path
-):
-    "The disk takes one checkpoint and half of the next."
-    fsync = fail_at(os.fsync, 4, OSError(28, "No space left on device"))
-    expected = r"run: a checkpoint could not be written \(No space left on device\); .*\(1 epoch\) is whole"
-    with patch.object(os, "fsync", fsync), pytest.raises(ModelError, match=expected):
+@pytest.mark.parametrize(
+    ("file", "what", "kept"),
+    [
+        ("epoch_0002", "a checkpoint", "1 epoch"),
+        ("model", "model.safetensors", "1 epoch"),
+        ("history", "history.csv", "2 epochs"),
+    ],
+)
+def test_a_full_disk_is_one_clear_error_and_the_run_can_go_on(store, split, calm, tmp_path, file, what, kept):
+    "In the second epoch the disk takes half of a file."
+
+    @contextmanager
+    def disk(path):
+        with writing(path) as beside:
+            yield beside
+            if path.name.startswith(file) and (tmp_path / "run" / "history.csv").exists():
+                os.truncate(beside, 10)
+                raise OSError(28, "No space left on device")
+
+    expected = rf"run: {what} could not be written \(No space left on device\); .*\({kept}\) is whole"
+    with patch.object(runs, "writing", disk), pytest.raises(ModelError, match=expected):
         train(store, split, TINY, tmp_path / "run")
-    kept = sorted(f.name for f in (tmp_path / "run" / "checkpoint").iterdir())
-    assert kept == ["epoch_0001_step_000000.pt"]
     assert same_weights(train(store, split, TINY, tmp_path / "run"), calm)
 
 
@@ -124,7 +138,7 @@ def test_a_damaged_checkpoint_is_one_clear_error(store, split, calm, tmp_path):
     ):
         train(store, split, TINY, tmp_path / "run")
     other = shutil.copytree(tmp_path / "run", tmp_path / "other")
-    newest, before = checkpoints(tmp_path / "run" / "checkpoint")
+    newest, _ = checkpoints(tmp_path / "run" / "checkpoint")
     newest.write_bytes(newest.read_bytes()[:100])
     with pytest.warns(DamagedCheckpointWarning, match="going on from 1 epoch"):
         assert same_weights(train(store, split, TINY, tmp_path / "run"), calm)
@@ -138,8 +152,10 @@ def test_a_damaged_checkpoint_is_one_clear_error(store, split, calm, tmp_path):
 def changed(store: Store, folder: Path, case: str, array: str, to) -> Store:
     "A copy of a store with one array of one case made into another."
     shutil.copytree(store.path, folder)
-    path = folder / case / f"{array}.npy"
+    path, about = folder / case / f"{array}.npy", read_json(folder / case / "case.json")
     np.save(path, to(np.load(path)))
+    about["sha256"][array] = checksum(np.load(path))
+    write_json(folder / case / "case.json", about)
     return Store(folder)
 
 
@@ -173,7 +189,7 @@ def test_another_test_case_does_not_matter_and_a_new_start_takes_the_new_data(st
 def test_a_run_that_does_not_say_what_it_learnt_from_is_refused(store, split, calm, tmp_path):
     run = shutil.copytree(calm, tmp_path / "run")
     (run / "data.json").unlink()
-    with pytest.raises(ModelError, match="other data"):
+    with pytest.raises(ModelError, match="does not say from which data it learnt"):
         train(store, split, TINY, run)
 
 
