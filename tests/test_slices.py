@@ -394,3 +394,26 @@ def test_negatives_of_a_lung_box_are_slices_of_the_box(two):
     some = epoch_order(data, seed=0, epoch=0, empty=0.5)
     assert set(np.flatnonzero(data.has_lung)) <= set(some)
     assert len(some) == 2 + round(0.5 * (len(data) - 2)) < len(data)
+
+
+@pytest.mark.parametrize("equalise", ["histogram", "clahe"])
+@pytest.mark.parametrize("method", ["window", "winsorise", "zscore"])
+def test_equalised_slices_keep_their_range_and_their_air(phantom, equalise, method):
+    prep = Preparation(size=64, method=method, equalise=equalise)
+    view = view_of(phantom.hu, prep)
+    plain = prepare_images(phantom.hu, replace(prep, equalise="none"), view)
+    images = prepare_images(phantom.hu, prep, view)
+    assert images.dtype == torch.float32 and images.shape == plain.shape
+    assert -1 <= images.min() and images.max() <= 1 and images.isfinite().all()
+    assert images[plain == -1].mean() < -0.95
+    assert (images - plain).abs()[10:20].mean() > 0.02
+    some = prepare_images(phantom.hu, prep, view, range(7, 9))
+    assert torch.equal(some, images[7:9])  # a slice does not depend on those that are prepared with it
+
+
+@pytest.mark.parametrize("equalise", ["histogram", "clahe"])
+def test_soft_tissue_is_about_where_density_is_painted(phantom, equalise):
+    prep = Preparation(size=96, equalise=equalise)
+    view = replace(view_of(phantom.hu, prep), frame=whole_frame(phantom.hu.shape[1:]))
+    soft = np.abs(phantom.hu - 40) < 20
+    assert abs(prepare_images(phantom.hu, prep, view)[soft].median() - prep.tissue) < 0.25
