@@ -8,7 +8,7 @@ __all__ = ['PARTS', 'DERIVED', 'ENOUGH_TO_VALIDATE', 'Wanted', 'MOST_LOOKED_AT',
            'k_folds', 'Balanced', 'balanced_split', 'cohort_fingerprint', 'save_split', 'load_folds', 'load_split',
            'check_how', 'chosen_split', 'split_summary']
 
-# %% ../nbs/07a_splits.ipynb #24028af2
+# %% ../nbs/07a_splits.ipynb #7b81f726
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,18 +21,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .cohort import Store, plain_id
+from .cohort import Store, mask_voxels, plain_id
 from .core import CohortError, InputError, read_json, rng, write_json
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-# %% ../nbs/07a_splits.ipynb #74861427
+# %% ../nbs/07a_splits.ipynb #f1ca477e
 def people(
     store: Store,
 ) -> dict[str, list[str]]:  # a patient's first case to all of that patient's cases with a mask, by name
     "The patients of a store: cases of one key, or of the same voxels, are one patient's."
-    metas = {n: m for n in sorted(store.names) if "lung_voxels" in (m := store.meta(n))}
+    metas = {n: m for n in sorted(store.names) if mask_voxels(m := store.meta(n)) is not None}
     first, seen = {n: n for n in metas}, {}
 
     def top(name: str) -> str:
@@ -97,10 +97,10 @@ def _why_one(store: Store, name: str, other: str) -> str:
         return "the same voxels under two identifiers, expected both in one part"
     return "one patient by way of a third case, expected all in one part"
 
-# %% ../nbs/07a_splits.ipynb #1b803a7e
+# %% ../nbs/07a_splits.ipynb #76a7df93
 DERIVED = {
     "empty_share": lambda m: m["empty_slices"] / m["shape"][0],
-    "lung_share": lambda m: m["lung_voxels"] / math.prod(m["shape"]),
+    "lung_share": lambda m: mask_voxels(m) / math.prod(m["shape"]),
 }
 _AGE_UNITS = {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0}  # DICOM PS3.5, VR of Age String
 
@@ -663,7 +663,7 @@ def load_split(
         raise InputError(f"{Path(path).name}: {len(folds)} folds, expected one split")
     return folds[0]
 
-# %% ../nbs/07a_splits.ipynb #1a301141
+# %% ../nbs/07a_splits.ipynb #0c0a871f
 WAYS = ("drawn", "balanced", "given", "lctsc")
 
 
@@ -695,6 +695,7 @@ def chosen_split(
     | Sequence[str] = "drawn",  # "drawn", "balanced", "given", "lctsc", a .json file, or the cases to test on
     *,
     test: float | int = 1 / 3,  # share of the patients to test on, where it is not said by `how`
+    validation: float | int | None = None,  # and of the rest to validate on; None: a quarter of six or more
     seed: int = 0,
     stratify: str | Sequence[str] | None = "PatientSex",
     renamed: Mapping[str, str] | None = None,  # original name to the store's, where names were changed
@@ -705,13 +706,14 @@ def chosen_split(
         return load_split(how, store), f"read from {Path(how).name}"
     if not isinstance(how, str | Path):
         names = [(renamed or {}).get(n, n) for n in how]
-        return split_patients(store, test=names, seed=seed, stratify=stratify), "the test cases were listed"
+        rest = {"validation": validation, "seed": seed, "stratify": stratify}
+        return split_patients(store, test=names, **rest), "the test cases were listed"
     if how == "drawn":
         by = _stated(store, stratify)
         words = f"drawn with seed {seed}" + f", in the proportions of {by}" * bool(by)
-        return split_patients(store, test=test, seed=seed, stratify=stratify), words
+        return split_patients(store, test=test, validation=validation, seed=seed, stratify=stratify), words
     if how == "balanced":
-        found = balanced_split(store, test=test, seed=seed, stratify=stratify)
+        found = balanced_split(store, test=test, validation=validation, seed=seed, stratify=stratify)
         words = f"the {'best' if found.proven else 'best found'} of {found.looked_at} splits"
         return found.split, f"{words}: shares of empty slices differ by {found.difference:.5f}"
     if how == "given":
