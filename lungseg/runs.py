@@ -339,7 +339,7 @@ def other_data(
     }
     return [name for name in before if before[name] != now.get(name)]
 
-# %% ../nbs/11b_runs.ipynb #c911344e
+# %% ../nbs/11b_runs.ipynb #f5e82a6f
 WRITTEN = ("recipe.toml", "split.json", "data.json", "history.csv", "model.safetensors", "run.json")
 
 
@@ -353,8 +353,13 @@ def claim(
 ) -> None:
     """Make a folder this run's, or see that it is.
 
-    Raises `ModelError` if it holds a run by another recipe, with another split or on other data, or the disk is full.
+    Raises `ModelError` if it holds a run by another recipe, with another split or on other data, or the disk is full;
+    `CohortError` if the store's masks are not of what the recipe looks for.
     """
+    if store.target != recipe.target:
+        raise CohortError(
+            f"{recipe.name}: looks for {recipe.target}, but the store holds masks of {store.target}"
+        )
     asked, kept, seen = (run / name for name in WRITTEN[:3])
     if not resume:
         for name in WRITTEN:
