@@ -184,19 +184,19 @@ def _without_holes(mask: np.ndarray) -> np.ndarray:
     labels, _ = ndimage.label(np.pad(~mask, 1, constant_values=True))
     return (labels != labels[0, 0, 0])[1:-1, 1:-1, 1:-1]
 
-# %% ../nbs/13_predict.ipynb #1ec08c97
+# %% ../nbs/13_predict.ipynb #a9d2064f
 def segment(
     model: Model,
     volume: Volume,
     *,
     flip: bool = False,  # average with the answer for the mirrored slice
-    clean: bool = True,  # `postprocess` the mask
+    clean: bool = True,  # `postprocess` the mask, if it is of lungs: small bodies may well be tumours
 ) -> Mask:  # on the volume's own grid
-    "The lungs of a volume."
+    "The lungs of a volume, or its tumours, if that is what the model looks for."
     order, reversed_axes = lps_axes(volume.affine)
     hu = np.flip(volume.array.transpose(order), reversed_axes)
     spacing = tuple(volume.spacing_mm[axis] for axis in order) if volume.spacing_known else None
     logits = predict_logits(model, hu, spacing_mm=spacing, flip=flip)
     mask = np.concatenate([(some > 0).numpy() for some in logits])
-    mask = postprocess(mask) if clean else mask
+    mask = postprocess(mask) if clean and model.recipe.target == "lungs" else mask
     return np.ascontiguousarray(np.flip(mask, reversed_axes).transpose(np.argsort(order)))
