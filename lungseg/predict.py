@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UNSEEN', 'Model', 'load_model', 'predict_logits', 'predict_probs', 'postprocess', 'segment']
 
-# %% ../nbs/13_predict.ipynb #d387a174
+# %% ../nbs/13_predict.ipynb #d10d4c1f
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,12 +20,13 @@ from torch import Tensor
 
 from .core import HU, Mask, ModelError
 from .slices import NoLungsWarning, View, for_network, prepare_images, put_back, view_of
-from .recipe import Recipe, recipe_from_toml
+from .recipe import Recipe
+from .runs import recipe_inside
 from .train import choose_device, make_net
 from .unet import UNet
 from .volume import Volume, lps_axes
 
-# %% ../nbs/13_predict.ipynb #a78bf865
+# %% ../nbs/13_predict.ipynb #72d750a6
 @dataclass(frozen=True, eq=False)
 class Model:
     "A trained network, ready to predict."
@@ -56,9 +57,8 @@ def load_model(
             about, weights = dict(f.metadata() or {}), {k: f.get_tensor(k) for k in f.keys()}
     except (SafetensorError, OSError) as e:
         raise ModelError(f"{path.name}: expected a safetensors file, but {e}") from None
-    if not about.pop("format", "").startswith("lungseg "):
-        raise ModelError(f"{path.name}: expected weights that were trained with lungseg, found others")
-    recipe = recipe_from_toml(about.pop("recipe", ""), where=f"{path.name}, recipe inside")
+    recipe = recipe_inside(about, path.name)
+    about = {key: value for key, value in about.items() if key not in ("format", "recipe")}
     net = make_net(recipe)
     try:
         net.load_state_dict(weights)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-# %% ../nbs/11e_watch.ipynb #62a01274
+# %% ../nbs/11e_watch.ipynb #c9107be9
 COLOUR = {"train": "#999999", "validation": "#CC79A7"}
 
 
@@ -67,7 +67,7 @@ def draw_history(
     plt.close(fig)
     return fig
 
-# %% ../nbs/11e_watch.ipynb #e95d11ff
+# %% ../nbs/11e_watch.ipynb #260668f2
 def in_notebook() -> bool:  # False while pages are rendered, too: there nobody watches
     "Whether somebody sits at a notebook in which pictures can change."
     if os.environ.get("LUNGSEG_STATIC") == "1" or find_spec("IPython") is None:
@@ -158,7 +158,7 @@ def as_metrics(
         named[f"{what}/{part}" if part in COLOUR else key] = value
     return {k: v for k, v in named.items() if k not in ("epoch", "step") and not math.isnan(v)}
 
-# %% ../nbs/11e_watch.ipynb #61efbd40
+# %% ../nbs/11e_watch.ipynb #04540cba
 @contextmanager
 def _to_tensorboard(
     run: Path,
