@@ -283,6 +283,15 @@ def test_half_precision_is_only_in_the_logits(name, dtype):
     assert EVERY[name](z, t).item() == EVERY[name](z.float(), t.float()).item()
 
 
+def test_automatic_mixed_precision_leaves_the_losses_alone():
+    z, t = torch.linspace(-9, 9, 2 * 40 * 40).reshape(2, 1, 40, 40), torch.ones(2, 1, 40, 40)
+    for table in TABLES:
+        criterion = make_loss(table)
+        with torch.autocast("cpu", torch.bfloat16):
+            value = criterion(z, t)
+        assert value.dtype == torch.float32 and value.item() == criterion(z, t).item()
+
+
 def test_a_loss_changes_nothing_it_is_given():
     z, t = torch.randn(2, 1, 3, 4), masks()[3]
     before = z.clone(), t.clone()
