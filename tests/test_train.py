@@ -83,7 +83,7 @@ def fail_at(function, call: int, error: BaseException, *, after: bool = False):
     ("name", "call", "after"),
     [
         ("augment", 0, False),  # in the first step
-        ("augment", 4, False),  # in the middle of an epoch
+        ("augment", 13, False),  # in the middle of an epoch
         ("save_weights", 1, False),  # validated, not yet kept
         ("save_checkpoint", 1, True),  # checkpoint written, history not
         ("write_json", 1, False),  # while the run's description is written
@@ -133,7 +133,7 @@ def test_a_full_disk_is_one_clear_error_and_the_run_can_go_on(store, split, calm
 def test_a_damaged_checkpoint_is_one_clear_error(store, split, calm, tmp_path):
     "The newest is cut short: the one before is taken. Both are: one clear error."
     with (
-        patch.object(training, "augment", fail_at(augment, 7, KeyboardInterrupt())),
+        patch.object(training, "augment", fail_at(augment, 20, KeyboardInterrupt())),
         pytest.raises(KeyboardInterrupt),
     ):
         train(store, split, TINY, tmp_path / "run")
@@ -208,7 +208,7 @@ def test_validation_without_lung_still_leaves_a_model(store, split, tmp_path):
     assert math.isnan(score([empty])["dice"]) and score([empty])["accuracy"] == 1
     assert score([empty, full])["dice"] == 0
     nothing = {"loss": 0.1, "dice": math.nan, "accuracy": 1.0}
-    with patch.object(training, "validate", lambda *_: nothing):
+    with patch.object(training, "validate", lambda *_, **__: nothing):
         run = train(other, split, TINY, tmp_path / "run")
     assert load_model(run).about["epoch"] == "3"
 
