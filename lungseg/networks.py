@@ -228,7 +228,7 @@ def build_network(
         raise ModelError(f"net.kind: expected {', '.join(NETWORKS)}, got {net.kind!r}")
     return NETWORKS[net.kind](in_channels, out_channels, net.width, net.depth, net.dropout, net.patch)
 
-# %% ../nbs/09a_networks.ipynb #8d7220e4
+# %% ../nbs/09a_networks.ipynb #b96b65c9
 class EncoderWarning(UserWarning):
     "Something about an encoder that was taken over that its user should know."
 
@@ -255,6 +255,8 @@ def take_encoder(
     """
     path = Path(source)
     path = path / "model.safetensors" if path.is_dir() else path
+    if not path.is_file():
+        raise ModelError(f"{Path(source).name}: expected a run or a safetensors file, found no weights")
     given, about = _read_weights(path)
     found = _renamed(given, names or {"down.": "down."})
     wanted = {k: v for k, v in net.state_dict().items() if k.startswith("down.")}
@@ -275,8 +277,6 @@ def take_encoder(
 
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     "Tensors by name, and what the file says about itself."
-    if not path.is_file():
-        raise ModelError(f"{path.name}: expected a run or a safetensors file, found no weights")
     try:
         with safe_open(path, "pt") as f:
             return {k: f.get_tensor(k) for k in f.keys()}, dict(f.metadata() or {})

@@ -128,7 +128,7 @@ def _pad(x: Tensor, multiple: int) -> Tensor:
     right, below = -w % multiple, -h % multiple
     return F.pad(x, (0, right, 0, below), mode="replicate") if right or below else x
 
-# %% ../nbs/09_unet.ipynb #83cc2459
+# %% ../nbs/09_unet.ipynb #78c924da
 def reach(
     net: UNet,
     size: int = 256,  # rows and columns of the picture it is tried on; an answer as large means: at least that far
@@ -153,27 +153,37 @@ def count_parameters(
     "How many numbers training may change."
     return sum(p.numel() for p in net.parameters() if p.requires_grad)
 
-# %% ../nbs/09_unet.ipynb #c6bb5f8f
+# %% ../nbs/09_unet.ipynb #e4be6db5
 def multiply_adds(
     net: UNet,
     size: Sequence[int] = (256, 256),  # rows and columns of a picture
 ) -> int:
     "How many multiplications with an addition the convolutions take for one picture, counted while it passes through."
-    from torch.utils.flop_counter import FlopCounterMode
+    total = 0
 
-    with FlopCounterMode(display=False) as counter:
-        _pass_through(net, size)
-    return counter.get_total_flops() // 2  # it counts the addition apart
+    def count(m: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
+        nonlocal total
+        places = inputs[0] if isinstance(m, nn.ConvTranspose2d) else out  # where the kernel is laid down
+        total += m.weight.numel() * len(places) * places.shape[-2] * places.shape[-1]
+
+    _pass_through(
+        net, size, [(m, count) for m in net.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+    )
+    return total
 
 
-def _pass_through(net: UNet, size: Sequence[int]) -> None:
-    "Send one empty picture through a network, and leave the network as it was."
-    training = net.training
-    with torch.no_grad():
-        net.eval()(torch.zeros(1, net.in_channels, *size).to(next(net.parameters())))
-    net.train(training)
+def _pass_through(net: UNet, size: Sequence[int], hooks: Sequence[tuple[nn.Module, Callable]]) -> None:
+    "Send one empty picture through a network, watched by hooks, and leave the network as it was."
+    training, watching = net.training, [m.register_forward_hook(hook) for m, hook in hooks]
+    try:
+        with torch.no_grad():
+            net.eval()(torch.zeros(1, net.in_channels, *size).to(next(net.parameters())))
+    finally:
+        net.train(training)
+        for hook in watching:
+            hook.remove()
 
-# %% ../nbs/09_unet.ipynb #87d792dc
+# %% ../nbs/09_unet.ipynb #8950eda1
 def stages(
     net: UNet,
     size: Sequence[int] = (256, 256),  # rows and columns of a picture
@@ -188,15 +198,10 @@ def stages(
 
     names = ["down"] * (len(net.down) - 1) + ["bottom"] + ["up"] * len(net.merge) + ["logits"]
     modules = [*net.down[:-1], net.bottom, *net.merge, net.unfold]
-    hooks = [m.register_forward_hook(watch(n)) for n, m in zip(names, modules, strict=True)]
-    try:
-        _pass_through(net, size)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    _pass_through(net, size, [(m, watch(n)) for n, m in zip(names, modules, strict=True)])
     return seen
 
-# %% ../nbs/09_unet.ipynb #d5cceedb
+# %% ../nbs/09_unet.ipynb #e997c3b1
 def layers_in_words(
     module: nn.Module,
 ) -> str:
@@ -216,7 +221,7 @@ def layers_in_words(
     runs = [(word, len(list(same))) for word, same in groupby(words)]
     return ", ".join(f"{n} × {word}" if n > 1 else word for word, n in runs)
 
-# %% ../nbs/09_unet.ipynb #02c90da5
+# %% ../nbs/09_unet.ipynb #e4201e84
 def draw_unet(
     net: UNet,
     size: Sequence[int] = (256, 256),  # rows and columns of a picture
@@ -232,7 +237,7 @@ def draw_unet(
     fig, ax = plt.subplots(figsize=(9, 1.9 + 0.75 * (depth + 1)))
     right: dict[int, float] = {}  # where the box of the way down ends, by level
     for i, (k, (name, h, w, c)) in enumerate(zip(level, seen, strict=True)):
-        x = i + 0.3 * (name == "logits") - 0.3 * (name == "picture")  # room for their labels
+        x = i + 0.8 * (name == "logits") - 0.8 * (name == "picture")  # room for their labels
         tall, wide = 0.75 * (h / size[0]) ** 0.4, 0.12 + 0.5 * (c / most) ** 0.5
         ax.add_patch(Rectangle((x - wide / 2, -k - tall / 2), wide, tall, color=_COLOURS[name], alpha=0.85))
         ax.text(x, -k - tall / 2 - 0.04, f"{h}×{w}×{c}", ha="center", va="top", fontsize=8)
@@ -247,7 +252,7 @@ def draw_unet(
     for style, text in _legend(net):
         ax.plot([], [], **style, label=text)
     ax.legend(loc="upper center", ncols=2, fontsize=7.5, frameon=False, bbox_to_anchor=(0.5, 0.02))
-    ax.set(xlim=(-1.1, len(seen) - 0.1), ylim=(-depth - 0.6, 0.5))
+    ax.set(xlim=(-1.4, len(seen) + 0.4), ylim=(-depth - 0.6, 0.5))
     ax.axis("off")
     return fig
 
@@ -264,12 +269,19 @@ _COLOURS = {
 def _legend(net: UNet) -> list[tuple[dict[str, str], str]]:
     "Line styles and what they stand for, read from a network's own layers."
     lowest, context = layers_in_words(net.down[-1]), layers_in_words(net.bottom)
-    rows = {"down": layers_in_words(net.down[0])}
+    first = next(m for m in net.down.modules() if isinstance(m, nn.Conv2d))
+    block = net.fold.downscale_factor
+    alone = net.in_channels * block**2 // first.in_channels  # slices that go down one by one
+    rows = {
+        "down": ("down: " if alone == 1 else f"down, each of {alone} slices: ") + layers_in_words(net.down[0])
+    }
     if net.merge:
         rows["down"] += f"; between stages {layers_in_words(net.pool)}"
-        rows["up"] = f"{layers_in_words(net.up[0])}, then {layers_in_words(net.merge[0])}"
+        rows["up"] = f"up: {layers_in_words(net.up[0])}, then {layers_in_words(net.merge[0])}"
     rows["bottom"] = f"bottom: {lowest}" + (f", then {context}" if context else "")
-    rows["logits"] = layers_in_words(net.head)
+    rows["logits"] = f"logits: {layers_in_words(net.head)}"
+    if block > 1:
+        rows["logits"] += f"; picture and logits in blocks of {block}×{block} pixels"
     legend = [({"marker": "s", "ls": "", "color": _COLOURS[name]}, text) for name, text in rows.items()]
     if net.merge:
         legend.append(({"ls": "--", "color": "grey"}, "skip connection"))
