@@ -6,8 +6,8 @@
 __all__ = ['app', 'FORMATS', 'ANEW', 'TILE', 'GAP', 'LINE', 'LEGEND', 'Parts', 'DESCRIPTIONS', 'LEAST_ML', 'SAID', 'MADE',
            'BESIDE', 'comments', 'verb', 'remedy', 'Source', 'sources', 'which', 'counted', 'told', 'in_short', 'made',
            'each_volume', 'phantom', 'fetch', 'identity_words', 'explore', 'deidentify', 'audit', 'convert', 'Kept',
-           'isolate', 'train', 'evaluate', 'segment', 'step', 'safe_cases', 'working_folder', 'claim', 'report', 'view',
-           'doctor', 'main']
+           'isolate', 'train', 'evaluate', 'crossvalidate', 'compare', 'search', 'segment', 'step', 'safe_cases',
+           'working_folder', 'claim', 'report', 'view', 'doctor', 'main']
 
 # %% ../nbs/18_cli.ipynb #88184183
 import inspect
@@ -965,7 +965,7 @@ def _amount(number: float) -> str:
         return f"{number:.0f}"
     return f"{number:.1f}" if number >= 0.05 else "<0.1"
 
-# %% ../nbs/18_cli.ipynb #b37daa01
+# %% ../nbs/18_cli.ipynb #4c622361
 def _listed(names: list[str] | None) -> list[str]:
     "Names that were given one by one, or with commas."
     return [name.strip() for given in names or () for name in given.split(",")]
@@ -977,25 +977,35 @@ def train(
     run: Path,  # folder for the run: history, checkpoints, weights, and the cases in `store`
     *,
     recipe: str = "lungseg",  # name of a recipe in the package, or a TOML file
+    set: list[str] | None = None,  # a key of the recipe to change, repeatable: fit.lr=0.01
+    like: Path | None = None,  # a run to repeat: its recipe, its split, the same cases
     test: list[str] | None = None,  # a case to test on, repeatable; otherwise as --split says
     split: str = "drawn",  # drawn (by sex), balanced (in empty slices), given (by folders), lctsc, or FILE.json
     series: str
     | None = None,  # of several CT series in a case: place in the list, UID, "thickest axial lung"
     correct: bool = False,  # resample missing slices, uneven steps and gantry tilt, instead of refusing them
-    seed: int = 0,  # of the split and of the training
+    seed: int | None = None,  # of the split and of the training; otherwise the recipe's
     resume: bool = True,  # go on where an interrupted run stopped
 ) -> dict:
     """Train a network on two thirds of a cohort, by patient.
 
     Example: lungseg train _data/phantom _runs/first
+
+    The same once more: lungseg train _data/phantom _runs/again --like _runs/first
     """
     from lungseg.cohort import build_store, changed, find_cases
     from lungseg.reading import not_there, opened
     from lungseg.splits import check_how, chosen_split
-    from lungseg.recipe import load_recipe
+    from lungseg.recipe import load_recipe, with_settings
+    from lungseg.runs import like as asked_of
     from lungseg.train import train as fit
 
-    settings = load_recipe(recipe)
+    if like is not None and (recipe != "lungseg" or set or test or split != "drawn" or seed is not None):
+        raise InputError(
+            "--like takes recipe, split and seed from the run: leave out --recipe, --set, --test, --split and --seed"
+        )
+    settings = asked_of(like)[0] if like else with_settings(load_recipe(recipe), set or ())
+    settings = settings if seed is None else settings.but(seed=seed)
     check_how(_listed(test) or split)
     with opened(data) as place:
         found = find_cases(place, series=which(series))
@@ -1005,7 +1015,10 @@ def train(
                 f"{run.name}: holds a run on other data ({', '.join(other[:3])} differ), expected a new folder"
             )
         store = build_store(found, run / "store", workers=2, correct=correct)
-    parts, how = chosen_split(store, _listed(test) or split, seed=seed)
+    if like:
+        parts, how = asked_of(like, store)[1], f"as in {like.name}"
+    else:
+        parts, how = chosen_split(store, _listed(test) or split, seed=settings.seed)
     fit(store, parts, settings, run, resume=resume)
     say = f"trained on {counted(len(parts['train']), 'case')}, {len(parts['test'])} kept for testing ({how}): {run}"
     remarks = _remarks(store, run)
@@ -1047,6 +1060,139 @@ def evaluate(
         "dice": table.reset_index().to_dict("records"),
         "say": f"3-D Dice per patient\n{table.round(4).to_string()}\n\nthreshold: {BASELINE}",
         "held": list(result.held),
+    }
+
+
+def _cohort_in(
+    data: Path,  # a cohort
+    out: Path,  # gets it as a case store
+    target: str,  # what the masks are of
+    series: str | None,
+    correct: bool,
+    *,
+    taken: str,  # a file in `out` that stands for results that belong to their data
+) -> "Store":
+    "A cohort as the store in a folder. Raises `InputError` if the folder holds results on other data."
+    from lungseg.cohort import build_store, changed, find_cases
+    from lungseg.reading import not_there, opened
+
+    with opened(data) as place:
+        found = find_cases(place, series=which(series), target=target)
+        found = replace(found, held=(*found.held, *not_there(place)))
+        if (out / taken).exists() and (other := changed(found, out / "store", correct=correct)):
+            raise InputError(
+                f"{out.name}: holds results on other data ({', '.join(other[:3])} differ), expected a new folder"
+            )
+        return build_store(found, out / "store", workers=2, correct=correct)
+
+
+@verb
+def crossvalidate(
+    data: Path,  # a cohort: DICOM cases with masks, volumes with masks, or pairs of pictures
+    out: Path,  # folder: a run for each fold, the evaluation of all of them, and the cases in `store`
+    *,
+    recipe: str = "lungseg",  # name of a recipe in the package, or a TOML file
+    folds: str = "4",  # how many, or leave-one-out
+    validation: float
+    | None = None,  # share of each fold's training patients; else a quarter, if six or more or if needed
+    workers: int = 1,  # folds at a time, each in a process of its own
+    series: str
+    | None = None,  # of several CT series in a case: place in the list, UID, "thickest axial lung"
+    correct: bool = False,  # resample missing slices, uneven steps and gantry tilt, instead of refusing them
+    seed: int = 0,  # of the folds; the training's stands in the recipe
+) -> dict:
+    """Train and test in folds, every patient tested once by a network that never saw them.
+
+    Example: lungseg crossvalidate _data/phantom _runs/folds --folds 4
+    """
+    from lungseg.folds import crossvalidate as run
+    from lungseg.folds import fold_table, fold_words, folds_wanted
+    from lungseg.recipe import load_recipe
+
+    settings, _ = load_recipe(recipe), folds_wanted(folds)
+    store = _cohort_in(data, out, settings.target, series, correct, taken="folds.json")
+    result = run(store, settings, out, folds=folds, validation=validation, seed=seed, workers=workers)
+    table, remarks = fold_table(out), _remarks(store, out)
+    words = [*in_short(remarks), "3-D Dice per case", table.round(4).to_string(index=False), fold_words(out)]
+    return {
+        "cases": table.to_dict("records"),
+        "remarks": remarks,
+        "say": "\n".join([*words, f"all in {out / 'evaluation'}"]),
+        "held": [*store.held, *result.held],
+    }
+
+
+@verb
+def compare(
+    outs: list[Path],  # folders of cross-validations, or of evaluated runs
+    *,
+    csv: Path | None = None,  # also write the table here
+    markdown: Path | None = None,  # also write it here, as Markdown
+) -> dict:
+    """Recipes side by side and beside the baseline, on the same patients.
+
+    Example: lungseg compare _runs/folds _runs/other_folds --csv recipes.csv
+    """
+    from lungseg.evaluate import markdown_table
+    from lungseg.folds import compare as side_by_side
+
+    table = side_by_side(outs)
+    for path, text in ((csv, table.to_csv(index=False)), (markdown, markdown_table(table) + "\n")):
+        if path:
+            with writing(path) as beside:
+                beside.write_text(text, encoding="utf-8")
+    return {
+        "recipes": table.astype(object).where(table.notna(), None).to_dict("records"),
+        "say": markdown_table(table),
+    }
+
+
+@verb
+def search(
+    data: Path,  # a cohort: DICOM cases with masks, volumes with masks, or pairs of pictures
+    out: Path,  # folder: trials, table, figures, best.toml, and the cases in `store`; shared by all processes
+    *,
+    recipe: str = "lungseg",  # where the search begins: name of a recipe in the package, or a TOML file
+    space: Path
+    | None = None,  # what is searched: a TOML file like [fit] lr = {low=1e-4, high=1e-2, log=true}
+    trials: int = 20,  # in all, whoever does them: start the same command again for a second process
+    minutes: float | None = None,  # stop after this long, and go on when called again
+    storage: str | None = None,  # journal, SQLite file or database URL; otherwise study.log in OUT
+    test: list[str] | None = None,  # a case that no trial may see, repeatable; otherwise as --split says
+    split: str = "drawn",  # drawn (by sex), balanced (in empty slices), given (by folders), lctsc, or FILE.json
+    series: str
+    | None = None,  # of several CT series in a case: place in the list, UID, "thickest axial lung"
+    correct: bool = False,  # resample missing slices, uneven steps and gantry tilt, instead of refusing them
+    seed: int = 0,  # of the split and of what is tried; the training's stands in the recipe
+) -> dict:
+    """Search for a better recipe, by validation patients; those to test on are not looked at.
+
+    Example: lungseg search _data/phantom _runs/search --trials 20
+    """
+    from lungseg.recipe import flat, load_recipe
+    from lungseg.search import alone, load_space, needs_optuna
+    from lungseg.search import search as look
+    from lungseg.splits import check_how, chosen_split
+
+    needs_optuna()
+    settings = load_recipe(recipe)
+    axes = load_space(space, recipe=settings)
+    check_how(_listed(test) or split)
+    with alone(out):
+        store = _cohort_in(data, out, settings.target, series, correct, taken="best.toml")
+    parts, how = chosen_split(store, _listed(test) or split, seed=seed)
+    best = look(store, parts, settings, axes, out, trials=trials, minutes=minutes, storage=storage, seed=seed)
+    found, before, remarks = load_recipe(best), flat(settings), _remarks(store, out)
+    values = {axis.key: flat(found)[axis.key] for axis in axes}
+    words = [f"{key} = {value}  (was {before[key]})" for key, value in values.items()]
+    judge = f"judge it by the patients it has not seen: lungseg train {data} NEW_RUN --recipe {best} --split {out / 'split.json'}"
+    return {
+        "best": str(best),
+        "values": values,
+        "how": how,
+        "remarks": remarks,
+        "say": "\n".join([*in_short(remarks), found.about, *words, judge]),
+        "held": list(store.held),
     }
 
 
@@ -1262,7 +1408,7 @@ def report(
         "say": say,
     }
 
-# %% ../nbs/18_cli.ipynb #382c3425
+# %% ../nbs/18_cli.ipynb #e35012d1
 @verb
 def view(
     case: Path,  # a DICOM series or zip, NIfTI, NRRD, npz or pictures
@@ -1308,7 +1454,7 @@ def doctor() -> dict:
 
     device, precision = choose_device("auto")
     extras = {"DICOM SEG": "highdicom", "JPEG Lossless": "gdcm", "fetch": "idc_index", "site": "pypandoc"}
-    extras |= {"notebooks": "nbdev", "browser tests": "playwright"}
+    extras |= {"search": "optuna", "notebooks": "nbdev", "browser tests": "playwright"}
     facts = {
         "lungseg": __version__,
         "python": platform.python_version(),
