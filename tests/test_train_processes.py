@@ -1,0 +1,189 @@
+"Training in processes that are killed, interrupted, or several: what comes out is what one calm process gives."
+
+import multiprocessing
+import os
+import random
+import signal
+import socket
+from pathlib import Path
+from time import monotonic, sleep
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lungseg import train as training
+from lungseg.cohort import Store, build_store, find_cases
+from lungseg.core import read_json
+from lungseg.phantom import LABELS, draw_phantom
+from lungseg.recipe import Fit, Net, Recipe
+from lungseg.runs import checkpoints, read_history
+from lungseg.slices import Preparation
+
+TINY = Recipe(
+    name="tiny",
+    prepare=Preparation(size=32),
+    net=Net(width=4, depth=2, dropout=0.1),
+    fit=Fit(epochs=5, batch=2, lr=1e-2, ema=0.8, precision="float32", deterministic=True, schedule="plateau"),
+)
+
+
+@pytest.fixture(scope="module")
+def started():
+    "What starts a process in which lungseg is imported already."
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        pytest.skip("this system cannot fork")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lungseg.train", "lightning_fabric", "lungseg.isolate", "pytest"])
+    return context.Process
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    "Three phantoms of 12 slices of 64 × 64, as a store."
+    home = tmp_path_factory.mktemp("cohort")
+    (home / "volumes").mkdir()
+    for seed in range(3):
+        p = draw_phantom(seed, size=64, slices=12)
+        lungs = np.isin(p.labels, [LABELS["lung_left"], LABELS["lung_right"]])
+        np.savez(home / "volumes" / f"Case_{seed:03d}.npz", hu=p.hu, mask=lungs.astype(np.uint8))
+    return build_store(find_cases(home / "volumes").cases, home / "store")
+
+
+def fit(store: Path, recipe: Recipe, run: Path, environment: dict[str, str], parts: dict[str, int]) -> None:
+    "A training in a process of its own, with a checkpoint after each step."
+    os.environ |= environment
+    torch.set_num_threads(1)
+    training.KEEP_EVERY = 0.0
+    store, ends = Store(store), list(np.cumsum([0, *parts.values()]))
+    split = {part: store.names[a:b] for part, a, b in zip(parts, ends[:-1], ends[1:], strict=True)}
+    try:
+        training.train(store, split, recipe, run)
+    except KeyboardInterrupt as e:
+        (run / "stopped.txt").write_text(str(e), encoding="utf-8")
+
+
+PARTS = {"train": 1, "validation": 1, "test": 1}
+
+
+def finished(process) -> None:
+    process.join(120)
+    assert process.exitcode == 0
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model.safetensors")
+
+
+def where(run: Path) -> str:
+    "The newest checkpoint's name."
+    return next((f.stem for f in checkpoints(run / "checkpoint")), "")
+
+
+@pytest.fixture(scope="module")
+def calm(started, store, tmp_path_factory):
+    "A run that nobody disturbed."
+    run = tmp_path_factory.mktemp("runs") / "calm"
+    process = started(target=fit, args=(store.path, TINY, run, {}, PARTS))
+    process.start()
+    finished(process)
+    return run
+
+
+def same(run: Path, calm: Path) -> None:
+    a, b = weights(run), weights(calm)
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    columns = [c for c in read_history(calm).columns if c not in ("seconds", "slices_per_s")]
+    assert read_history(run)[columns].equals(read_history(calm)[columns])
+    assert read_json(run / "run.json")["finished"] and not list(run.glob(".slices_*"))
+
+
+def until(run: Path, process, moved_from: str) -> None:
+    "Wait until a checkpoint follows the given one, or the process ends."
+    end = monotonic() + 60
+    while where(run) == moved_from and process.is_alive() and monotonic() < end:
+        sleep(0.002)
+
+
+def test_a_run_killed_at_random_moments_ends_with_the_same_weights(started, store, calm, tmp_path):
+    "Five times: without warning, while it prepares, steps, validates or writes, wherever that is."
+    run, chance, killed = tmp_path / "run", random.Random(6), []
+    for kill in range(5):
+        process = started(target=fit, args=(store.path, TINY, run, {}, PARTS))
+        before = where(run)
+        process.start()
+        if kill:  # the first dies before it has begun
+            until(run, process, before)
+        sleep(chance.uniform(0, 0.1))
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        killed.append((process.exitcode, where(run)))
+    assert all(code == -signal.SIGKILL for code, _ in killed), killed
+    assert any("step_000000" not in name for _, name in killed[1:])  # in the middle of an epoch
+    process = started(target=fit, args=(store.path, TINY, run, {}, PARTS))
+    process.start()
+    finished(process)
+    same(run, calm)
+
+
+@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_asked_to_stop_keeps_its_last_step_and_says_so(started, store, calm, tmp_path, which):
+    run = tmp_path / "run"
+    process = started(target=fit, args=(store.path, TINY, run, {}, PARTS))
+    process.start()
+    until(run, process, "")
+    os.kill(process.pid, which)
+    finished(process)
+    said = (run / "stopped.txt").read_text(encoding="utf-8")
+    (run / "stopped.txt").unlink()
+    _, epochs, _, steps = where(run).split("_")
+    assert f"the last good checkpoint is after {int(epochs)} epochs" in said and "the same call goes on" in said
+    assert int(steps) == 0 or f"and {int(steps)} steps" in said
+    assert not (run / "run.json").exists() or not read_json(run / "run.json")["finished"]
+    process = started(target=fit, args=(store.path, TINY, run, {}, PARTS))
+    process.start()
+    finished(process)
+    same(run, calm)
+
+
+def port() -> str:
+    "One that is free now."
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return str(s.getsockname()[1])
+
+
+def together(started, many: int, store: Store, recipe: Recipe, run: Path) -> Path:
+    "A training by several processes, each told its place as torchrun tells it."
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port(), "TORCHELASTIC_RUN_ID": "test"}
+    meeting |= {"GROUP_RANK": "0", "WORLD_SIZE": str(many), "LOCAL_WORLD_SIZE": str(many)}
+    parts = {"train": 1, "validation": 2}
+    processes = [
+        started(
+            target=fit,
+            args=(store.path, recipe, run, meeting | {"RANK": str(k), "LOCAL_RANK": str(k)}, parts),
+        )
+        for k in range(many)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        finished(process)
+    return run
+
+
+def test_two_processes_learn_what_one_does(started, store, tmp_path):
+    "Batch norm, a Dice over the batch, uneven shares, parts, L1, clip and a moving average: the same curve."
+    recipe = TINY.but(
+        net={"dropout": 0.0},
+        fit={"batch": 5, "accumulate": 2, "l1": 1e-5, "epochs": 4, "optimiser": "sgd", "lr": 0.1},
+    )
+    one, two = (together(started, n, store, recipe, tmp_path / f"run_{n}") for n in (1, 2))
+    a, b = read_history(one), read_history(two)
+    columns = [c for c in a.columns if c not in ("seconds", "slices_per_s")]
+    assert a.train_loss.iloc[-1] < a.train_loss.iloc[0]
+    np.testing.assert_allclose(b[columns], a[columns], rtol=1e-3, atol=1e-4)
+    for name, w in weights(one).items():
+        torch.testing.assert_close(weights(two)[name], w, rtol=1e-2, atol=1e-4)
+    assert [read_json(run / "run.json")["processes"] for run in (one, two)] == [1, 2]
