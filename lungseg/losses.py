@@ -236,7 +236,7 @@ def boundary_at(
     "The weight of the surface's loss in an epoch: from 0 in the first rising to `boundary` in the last."
     return loss.boundary * min(1.0, epoch / (epochs - 1)) if epochs > 1 else loss.boundary
 
-# %% ../nbs/10_losses.ipynb #b56d9c46
+# %% ../nbs/10_losses.ipynb #01940d1d
 def _minus_dice(logits: Tensor, target: Tensor, **options: Any) -> Tensor:
     return soft_dice_loss(logits, target, **options) - 1
 
@@ -246,9 +246,7 @@ def make_loss(
     *,
     epoch: int = 0,  # from 0: weights may change from one to the next
     epochs: int = 1,  # in all
-    reduce: Callable[
-        [Tensor], Tensor
-    ] = _same,  # the sums of this process's part of a batch → those of the whole
+    reduce: Callable[[Tensor], Tensor] = _same,  # sums of this process → sums of all
 ) -> CombinedLoss:  # logits and reference → one number
     """What is minimised in an epoch, as a recipe says.
 
