@@ -129,7 +129,7 @@ def load_predictions(
         raise InputError(f"{case}.npz: expected kept predictions, but {type(e).__name__}: {e}") from None
     return {method: bits.astype(bool).reshape(about["shape"]) for method, bits in unpack.items()}, about
 
-# %% ../nbs/14_evaluate.ipynb #b5effee3
+# %% ../nbs/14_evaluate.ipynb #a4f7cd92
 METHODS = ("network", "threshold")
 SPLITS = ("train", "validation", "test", "external")
 BASELINE = (
@@ -137,7 +137,8 @@ BASELINE = (
     "the same settings for every patient"
 )
 
-MASK_MAKERS = ("isolate", "predict", "region", "slices", "unet", "volume")  # the modules that decide a mask
+# the modules that decide a mask
+MASK_MAKERS = ("isolate", "networks", "predict", "region", "slices", "unet", "volume")
 
 
 def _fingerprint(
