@@ -375,7 +375,7 @@ def at_ends(
         ends[held[:n]] = ends[held[len(held) - n :]] = True
     return ends
 
-# %% ../nbs/08_slices.ipynb #43c438cc
+# %% ../nbs/08_slices.ipynb #842bbf12
 class SliceDataset(Dataset):
     """The slices of some cases at the network's size, as (picture in [-1, 1], mask in [0, 1]) pairs.
 
@@ -410,6 +410,7 @@ class SliceDataset(Dataset):
             start, end = end, end + len(near)
             rows = np.array(view.shown) - near.start + start
             self.images[start:end] = _to_bytes(prepare_images(case.hu, prep, view, near) * 0.5 + 0.5)
+            self.masks[start:end] = 0
             self.masks[rows] = _to_bytes(prepare_masks(case.mask, prep, view))
             seen = view.visible(case.mask)
             self.missed[k] = (case.mask.sum() - seen.sum()) * (prep.size / view.frame.side) ** 2
@@ -437,15 +438,29 @@ class SliceDataset(Dataset):
     def batch(
         self,
         indices: Int[np.ndarray, " b"],
+        thick: Float[np.ndarray, " b"] | None = None,  # in spacings between slices, 1 to 3; None: as they are
     ) -> tuple[Float[Tensor, "b c size size"], Float[Tensor, "b 1 size size"]]:
         "Several slices at once, each with its neighbours as channels; at a case's end the last slice is repeated."
-        n, rows = self.prep.neighbours, self._row[indices]
-        near = np.clip(
-            rows[:, None] + np.arange(-n, n + 1), self._first[indices, None], self._last[indices, None]
-        )
-        images = torch.from_numpy(self.images[near])  # (b, c, size, size) bytes
-        masks = torch.from_numpy(self.masks[rows][:, None])  # (b, 1, size, size) bytes
-        return images.float().div_(127.5).sub_(1), masks.float().div_(255)
+        n = self.prep.neighbours
+        images = self._near(self.images, indices, np.arange(-n, n + 1), thick)
+        masks = self._near(self.masks, indices, np.zeros(1, int), thick)
+        return images.div_(127.5).sub_(1), masks.div_(255)
+
+    def _near(
+        self, kept: np.ndarray, indices: np.ndarray, steps: np.ndarray, thick: np.ndarray | None
+    ) -> Float[Tensor, "b step size size"]:
+        "Slices and those near them, 0 to 255; thick ones are means of what they reach of themselves and the next."
+
+        def taken(further: int) -> Tensor:
+            rows = self._row[indices, None] + steps + further
+            return torch.from_numpy(
+                kept[np.clip(rows, self._first[indices, None], self._last[indices, None])]
+            )
+
+        if thick is None:
+            return taken(0).float()
+        whole = torch.from_numpy(1 / np.asarray(thick, np.float32))[:, None, None, None]
+        return torch.lerp((taken(-1).float() + taken(1)) / 2, taken(0).float(), whole)
 
     def of_case(self, name: str) -> Int[np.ndarray, " n"]:
         "The indices of one case's slices, those that are shown, from the feet up."
