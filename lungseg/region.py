@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['SMOOTHING', 'FIRST_SLICES', 'BONE_HU', 'BEFORE_MM', 'BEHIND_MM', 'HALF_SPINE_MM', 'ROW_STEP_MM', 'SMOOTHING_STEP_MM',
-           'MARGIN_MM', 'smoothed', 'projected_spine', 'bone_symmetry', 'spine_axis', 'mirrored_union', 'margin',
-           'lung_region', 'lung_box', 'suppressed']
+           'MARGIN_MM', 'DENSE_HU', 'REACH_MM', 'CORE_MM', 'VESSEL_MM', 'smoothed', 'projected_spine', 'bone_symmetry',
+           'spine_axis', 'mirrored_union', 'margin', 'lung_region', 'lung_box', 'suppressed', 'dense_piece']
 
-# %% ../nbs/06a_region.ipynb #5ed06825
+# %% ../nbs/06a_region.ipynb #e188ed14
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Integer
 
 from .core import HU, GeometryError, Mask, MaskError
-from .isolate import body, harmonised, isolated, working_spacing
+from .isolate import _coarse, _fine, body, harmonised, isolated, working_spacing
 from .volume import BODY_HU, COUCH_MM, Box, Volume, box_around, lps_axes, oriented, reordered
 
 # %% ../nbs/06a_region.ipynb #c23fd5d8
@@ -306,3 +306,50 @@ def suppressed(
     if region.shape != volume.shape:
         raise MaskError(f"region: shape {region.shape}, expected the volume's {volume.shape}")
     return Volume(np.where(region, volume.array, np.int16(air_hu)), volume.affine, volume.provenance)
+
+# %% ../nbs/06a_region.ipynb #cc944f66
+DENSE_HU = (
+    -300
+)  # above: more solid than air; between aerated lung (-850) and soft tissue (40), nearer to this
+REACH_MM = 25.0  # radius of the ball that closes the lungs over what bites into them
+CORE_MM = 4.0  # so far from all that is not dense: no thin bridge to vessels or chest wall
+VESSEL_MM = (
+    24.0  # across; descending pulmonary arteries measure up to 16, and half as much again where they branch
+)
+
+
+def dense_piece(
+    volume: Volume,  # in any orientation
+) -> Mask:  # on its grid; empty if there is none, or no lungs
+    """The thickest dense piece in the lungs, if no vessel is so thick: a tumour, as far as one can tell without learning.
+
+    Source: Chang (1962), Am. J. Roentgenol. 87, 929-935, for the width of the descending pulmonary arteries.
+    """
+    from scipy import ndimage as ndi
+
+    found, turn = isolated(volume), lps_axes(volume.affine)
+    if not found.lungs.any():
+        return np.zeros(volume.shape, bool)
+    ordered = harmonised(oriented(volume))
+    steps = _coarse(spacing := working_spacing(ordered))
+    thin, mm = np.s_[:, :: steps[0], :: steps[1]], np.multiply(spacing, (1, *steps))
+    left, right, tree = (reordered(m, *turn)[thin] for m in (found.left, found.right, found.airways))
+    solid = ordered.array > DENSE_HU
+    dense = (_covered(left, mm) | _covered(right, mm)) & ~tree & solid[thin]
+    depth = ndi.distance_transform_edt(dense, sampling=mm)
+    if depth.max() <= VESSEL_MM / 2:
+        return np.zeros(volume.shape, bool)
+    cores, _ = ndi.label(depth > CORE_MM)
+    core = cores == cores.flat[depth.argmax()]
+    piece = dense & (ndi.distance_transform_edt(~core, sampling=mm) <= CORE_MM + mm.max() / 2)
+    return _as_given(_fine(piece, ordered.shape, steps) & solid, volume)
+
+
+def _covered(lung: Bool[np.ndarray, "z y x"], mm: np.ndarray) -> Bool[np.ndarray, "z y x"]:
+    "A lung, closed with a ball of `REACH_MM`; none if there is none."
+    from scipy import ndimage as ndi
+
+    if not lung.any():
+        return lung
+    grown = ndi.distance_transform_edt(~lung, sampling=mm) <= REACH_MM
+    return ndi.distance_transform_edt(grown, sampling=mm) > REACH_MM
