@@ -105,7 +105,7 @@ class AttentionGate(nn.Module):
         "What the way down saw, weakened where it is irrelevant."
         return seen * self.coefficients(seen, below)
 
-# %% ../nbs/09a_networks.ipynb #4a7dbed5
+# %% ../nbs/09a_networks.ipynb #fde21711
 class ConvGRU(nn.Module):
     """A memory of pictures, renewed by each picture of a sequence.
 
@@ -150,9 +150,7 @@ class AcrossSlices(nn.Module):
         slices: int,  # an odd number
     ):
         super().__init__()
-        memory = max(
-            channels // 4, 1
-        )  # a quarter: with as many as the slice has, the walks would outweigh the network
+        memory = max(channels // 4, 1)  # as many as channels would outweigh the rest
         self.slices = slices
         self.from_below, self.from_above = ConvGRU(channels, memory), ConvGRU(channels, memory)
         self.recall = nn.Conv2d(2 * memory, channels, 1)

@@ -293,6 +293,17 @@ def test_the_walk_tells_below_from_above_and_the_middle_from_both():
         tiny("recurrent", 4)
 
 
+def test_both_walks_end_at_the_middle():
+    "Where both memories are alike and are recalled alike, a patient may stand on the head."
+    net, x = tiny("recurrent", 5), picture(2, 5, 16, 16)
+    across = net.bottom
+    across.from_above.load_state_dict(across.from_below.state_dict())
+    half = across.recall.weight.data[:, : across.recall.in_channels // 2]
+    across.recall.weight.data = torch.cat([half, half], 1)
+    assert torch.allclose(net(x), net(x.flip(1)), atol=1e-5)
+    assert not torch.allclose(net(x), net(x[:, [1, 0, 2, 3, 4]]), atol=1e-4)
+
+
 def test_a_walk_of_one_slice_is_a_walk():
     alone, x = tiny("recurrent", 1).eval(), picture(1, 1, 16, 16)
     many = tiny("recurrent", 3).eval()
