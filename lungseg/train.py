@@ -193,7 +193,7 @@ def follow(
         if not old.is_floating_point():
             old.copy_(new)
 
-# %% ../nbs/12_train.ipynb #3abb74e7
+# %% ../nbs/12_train.ipynb #c28ddbd0
 def add_slopes(
     model: nn.Module,  # pictures → logits; its weights' gradients are added to
     criterion: nn.Module,  # logits and reference of a whole batch → its loss
@@ -367,7 +367,7 @@ def validate(
         "accuracy": float(accuracy.mean()),
     }
 
-# %% ../nbs/12_train.ipynb #f44923a4
+# %% ../nbs/12_train.ipynb #95962b36
 @dataclass
 class Loop:
     "What a training goes round with."
@@ -487,7 +487,7 @@ def train(
         team.wait()
     return run
 
-# %% ../nbs/12_train.ipynb #7aca554f
+# %% ../nbs/12_train.ipynb #572f90a7
 KEEP_EVERY = 120.0  # seconds between checkpoints within an epoch
 LOOK_EVERY = 20  # steps between looks at the figures that a graphics card has counted
 
@@ -561,7 +561,10 @@ def _kept(run: Path) -> str:
     if not found:
         return "no checkpoint was due yet"
     epochs, steps = (int(n) for n in found[0].stem.split("_")[1::2])
-    return f"the last good checkpoint is after {epochs} epochs" + (f" and {steps} steps" if steps else "")
+    done = f"{epochs} epoch{'s' * (epochs != 1)}"
+    return f"the last good checkpoint is after {done}" + (
+        f" and {steps} step{'s' * (steps != 1)}" if steps else ""
+    )
 
 
 @contextmanager
@@ -593,7 +596,7 @@ def _again() -> str:
         return "go on with: " + shlex.join(["lungseg", *(a for a in sys.argv[1:] if a != "--no-resume")])
     return "the same call goes on from there"
 
-# %% ../nbs/12_train.ipynb #c7135552
+# %% ../nbs/12_train.ipynb #42c0937f
 IN_MEMORY = 4 * 2**30  # bytes of prepared slices that are kept in memory; more go to memory-mapped files
 
 
@@ -674,7 +677,7 @@ def _written(loop: Loop, data: Mapping[str, SliceDataset | None], *, finished: b
     told = describe_run(loop.state, loop.fabric, finished=finished)
     write_json(loop.run / "run.json", told | {"processes": loop.team.size, "notes": notes})
 
-# %% ../nbs/12_train.ipynb #3ca48ce5
+# %% ../nbs/12_train.ipynb #861a4d4f
 PAYS_AFTER = (
     1200.0  # seconds of training of which a tenth, saved, is as long as compiling took here: two minutes
 )

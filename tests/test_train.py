@@ -252,6 +252,9 @@ def test_slices_in_files_train_to_the_same_weights(store, split, calm, tmp_path)
         {"prepare": {"frame": "lungs", "suppress": "outside"}},
         {"prepare": {"frame": "lungs", "neighbours": 2, "method": "winsorise"}},
         {"prepare": {"frame": "image", "suppress": "outside", "region_margin_mm": 0.0}},
+        {"prepare": {"range": "unit", "method": "zscore"}, "fit": {"schedule": "onecycle", "edges": 2.5}},
+        {"fit": {"schedule": "step", "l1": 1e-4, "accumulate": 3}, "loss": {"kind": "focal"}},
+        {"fit": {"schedule": "plateau", "deterministic": True}, "loss": {"boundary": 0.1}},
     ],
 )
 def test_other_recipes_run_and_their_models_predict(store, split, tmp_path, changes):
@@ -411,3 +414,104 @@ def test_loss_settings_reach_the_loop(store, split, tmp_path):
         first[alpha] = read_history(train(store, split, recipe, tmp_path / f"{alpha}")).train_loss[0]
     assert first[0.0] != pytest.approx(first[1.0], abs=1e-3)
     assert first[0.5] == pytest.approx((first[0.0] + first[1.0]) / 2, abs=1e-3)
+
+
+def test_l1_weight_decay_and_clip_reach_the_weights(store, split, tmp_path):
+    "Each pulls a network's weights towards nothing, or holds them where they began, as it should."
+
+    def size(**fit):
+        recipe = TINY.but(fit={"optimiser": "sgd", "ema": 0.0, "weight_decay": 0.0, "epochs": 2, **fit})
+        run = train(store, {"train": split["train"]}, recipe, tmp_path / str(fit))
+        return sum(
+            w.abs().sum().item() for k, w in load_file(run / "model.safetensors").items() if w.ndim == 4
+        )
+
+    plain = size(clip=1.0)
+    assert size(l1=0.1, clip=0.0) < 0.9 * size(l1=0.0, clip=0.0)
+    assert size(weight_decay=5.0) < 0.9 * plain
+    start = sum(p.abs().sum().item() for p in training.make_net(TINY).parameters() if p.ndim == 4)
+    assert size(clip=1e-9) == pytest.approx(start, rel=1e-5) and plain != pytest.approx(start, rel=1e-5)
+
+
+def test_training_stops_early_when_validation_patients_get_no_better(store, split, tmp_path):
+    "The Dice is made up: best in the second epoch. A run that was stopped while told so stops there too."
+    made_up = iter([0.5, 0.7, 0.6, 0.7, 0.9, 0.9])
+
+    def validated(*_, **__):
+        return {"loss": 0.1, "dice": next(made_up), "accuracy": 1.0}
+
+    recipe = TINY.but(fit={"epochs": 6, "patience": 2})
+    failing = fail_at(training.write_history, 3, KeyboardInterrupt())
+    with (
+        patch.object(training, "validate", validated),
+        patch.object(training, "write_history", failing),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        train(store, split, recipe, tmp_path / "run")
+    run = train(store, split, recipe, tmp_path / "run")
+    assert read_history(run).validation_dice.tolist() == [0.5, 0.7, 0.6, 0.7]
+    assert read_json(run / "run.json")["finished"]
+    with pytest.raises(CohortError, match="needs validation patients"):
+        train(store, {"train": split["train"]}, recipe, tmp_path / "other")
+
+
+def test_the_rate_falls_on_a_plateau_of_the_validation_dice_or_else_of_the_loss(store, split, tmp_path):
+    fit = {"epochs": 6, "schedule": "plateau", "warmup": 0.0}
+    nothing_better = {"loss": 0.1, "dice": 0.5, "accuracy": 1.0}
+    with patch.object(training, "validate", lambda *_, **__: nothing_better):
+        judged = read_history(train(store, split, TINY.but(fit=fit), tmp_path / "judged"))
+    assert judged.lr.tolist() == pytest.approx([1e-2] * 4 + [2e-3] * 2)
+    still = TINY.but(fit=fit | {"lr": 1e-12}, augment={"density": 0.0}, net={"dropout": 0.0})
+    alone = read_history(train(store, {"train": split["train"]}, still, tmp_path / "alone"))
+    assert set(alone.lr) <= {1e-12, 2e-13, 4e-14} and alone.validation_dice.isna().all()
+
+
+def test_a_way_down_is_taken_over_and_held_for_so_many_epochs(store, split, calm, tmp_path):
+    recipe = TINY.but(net={"encoder": str(calm), "frozen": 2}, fit={"ema": 0.0}, name="second", seed=1)
+    seen = []
+
+    def keep(_row):
+        now = next(f for f in checkpoints(tmp_path / "run" / "checkpoint"))
+        seen.append(runs._content(now)["net"])
+
+    train(store, {"train": split["train"]}, recipe, tmp_path / "run", on_epoch=keep)
+    given = load_file(calm / "model.safetensors")
+    for name, w in given.items():
+        if name.startswith("down.") and not name.endswith("num_batches_tracked"):
+            assert torch.equal(seen[0][name], w) and torch.equal(seen[1][name], w), name
+    assert not torch.equal(seen[2]["down.0.0.weight"], given["down.0.0.weight"])
+    assert not torch.equal(seen[0]["head.weight"], seen[1]["head.weight"])
+
+
+def test_weights_that_are_no_numbers_never_become_a_checkpoint(store, split, tmp_path):
+    "The second step breaks one, and no loss has told yet."
+    calls, really = iter(range(10**6)), training.take_step
+
+    def breaking(net, *rest):
+        really(net, *rest)
+        if next(calls) == 1:
+            next(net.parameters()).data[0] = math.inf
+
+    with (
+        patch.object(training, "take_step", breaking),
+        patch.object(training, "KEEP_EVERY", 0.0),
+        pytest.raises(
+            ModelError, match=r"epoch 1: the weights are no finite numbers .* after 0 epochs and 1 step;"
+        ),
+    ):
+        train(store, split, TINY, tmp_path / "run")
+    assert [f.stem for f in checkpoints(tmp_path / "run" / "checkpoint")] == ["epoch_0000_step_000001"]
+
+
+def test_compiling_falls_back_to_the_network_as_it_is_and_says_why(store, split, calm, tmp_path):
+    broken = patch.object(torch, "compile", side_effect=RuntimeError("no working C++ compiler found"))
+    with broken, pytest.warns(training.EagerWarning, match="no working C"):
+        run = train(store, split, TINY.but(fit={"compile": "always"}), tmp_path / "run")
+    assert same_weights(run, calm)
+
+
+def test_what_a_killed_training_left_is_swept_away(store, split, tmp_path):
+    left = tmp_path / "run" / ".slices_left" / "train"
+    left.mkdir(parents=True)
+    train(store, split, TINY.but(fit={"epochs": 1}), tmp_path / "run")
+    assert not left.exists()

@@ -1,4 +1,4 @@
-"Training in processes that are killed, interrupted, or several: what comes out is what one calm process gives."
+"Training in processes that are killed, interrupted, or several: as if one calm process had done it."
 
 import multiprocessing
 import os
@@ -138,8 +138,10 @@ def test_a_run_asked_to_stop_keeps_its_last_step_and_says_so(started, store, cal
     said = (run / "stopped.txt").read_text(encoding="utf-8")
     (run / "stopped.txt").unlink()
     _, epochs, _, steps = where(run).split("_")
-    assert f"the last good checkpoint is after {int(epochs)} epochs" in said and "the same call goes on" in said
-    assert int(steps) == 0 or f"and {int(steps)} steps" in said
+    assert (
+        f"the last good checkpoint is after {int(epochs)} epoch" in said and "the same call goes on" in said
+    )
+    assert int(steps) == 0 or f"and {int(steps)} step" in said
     assert not (run / "run.json").exists() or not read_json(run / "run.json")["finished"]
     process = started(target=fit, args=(store.path, TINY, run, {}, PARTS))
     process.start()
