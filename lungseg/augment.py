@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from .core import ModelError, rng
 
-# %% ../nbs/08a_augment.ipynb #423c9350
+# %% ../nbs/08a_augment.ipynb #1dade65d
 @dataclass(frozen=True)
 class Augmentation:
     "How much each slice is varied while training. All zeros: not at all."
@@ -27,7 +27,7 @@ class Augmentation:
     rotate_deg: float = 10.0  # rotated by up to this, either way
     scale: float = 0.15  # made larger or smaller by up to this fraction
     shift: float = 0.05  # moved by up to this fraction of the side
-    elastic: float = 0.0  # bent by displacements of up to about this fraction of the side, 0.05 at most
+    elastic: float = 0.0  # bent by displacements of up to about this fraction of the side, 0.03 at most
     flip: float = 0.0  # probability of being mirrored left to right
     gain: float = 0.1  # contrast changed by up to this fraction
     offset: float = 0.05  # brightness changed by up to this (0.05 is 40 HU)
@@ -50,7 +50,7 @@ class Augmentation:
 
 MOST = {  # probabilities; rubber that does not fold; three slices in one; a lung of which something is still to be seen
     **dict.fromkeys(("flip", "density", "couch", "field"), 1.0),
-    **{"elastic": 0.05, "thickness": 2.0, "blur": 10.0},
+    **{"elastic": 0.03, "thickness": 2.0, "blur": 10.0},
 }
 
 
