@@ -8,11 +8,12 @@ __all__ = ['FORMAT', 'HISTORY', 'START_ANEW', 'WRITTEN', 'PACKAGES', 'on_disk', 
            'save_checkpoint', 'load_checkpoint', 'check_split', 'data_hashes', 'other_data', 'claim', 'hardware',
            'describe_run', 'like']
 
-# %% ../nbs/11b_runs.ipynb #5cdecbf5
+# %% ../nbs/11b_runs.ipynb #752e4bab
 import csv
 import math
 import os
 import platform
+import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from hashlib import sha256
 from importlib.metadata import version
 from io import BytesIO, StringIO
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from lightning_fabric import Fabric
 
-# %% ../nbs/11b_runs.ipynb #4b8f7526
+# %% ../nbs/11b_runs.ipynb #24a91575
 @contextmanager
 def on_disk(
     what: str,  # what is written in the block, in the words of the message
@@ -87,7 +89,7 @@ def save_weights(
         )
     return path
 
-# %% ../nbs/11b_runs.ipynb #0c9e6648
+# %% ../nbs/11b_runs.ipynb #8191ce6d
 def recipe_inside(
     about: Mapping[str, str],  # the metadata of a weights file
     name: str,  # of the file, for messages
@@ -206,7 +208,7 @@ def _differing(before: Mapping, now: Mapping) -> list[str]:
             keys.append(key)
     return keys
 
-# %% ../nbs/11b_runs.ipynb #50333b02
+# %% ../nbs/11b_runs.ipynb #05634608
 _HEAD = b"lungseg checkpoint 1 sha256 "
 
 
@@ -218,12 +220,20 @@ def checkpoints(
     folder: Path,
 ) -> list[Path]:  # newest first; two at most, if nobody interferes
     "The checkpoints of a run, whether whole or damaged."
-    return sorted(folder.glob("epoch_*_step_*.pt"), reverse=True)
+    named = [path for path in folder.glob("epoch_*_step_*.pt") if _NAME.fullmatch(path.name)]
+    return sorted(named, key=_when, reverse=True)
+
+
+_NAME = re.compile(r"epoch_(\d+)_step_(\d+)\.pt")
+
+
+def _when(path: Path) -> tuple[int, ...]:
+    "Epochs and steps of a checkpoint, by its name."
+    return tuple(map(int, _NAME.fullmatch(path.name).groups()))
 
 
 def _in_words(path: Path) -> str:
-    _, epochs, _, steps = path.stem.split("_")
-    counts = {"epoch": int(epochs), "step": int(steps)}
+    counts = dict(zip(("epoch", "step"), _when(path), strict=True))
     return " and ".join(f"{n} {word}{'s'[: n != 1]}" for word, n in counts.items() if n) or "no step"
 
 
@@ -260,7 +270,7 @@ _PLAIN = ("history", "step", "running", "order", "schedule")
 
 
 def _content(path: Path) -> dict:
-    "What a checkpoint holds. Raises `ValueError` or `OSError` if it is not what was written."
+    "What a checkpoint holds. Raises `ValueError`, `UnpicklingError` or `OSError` if it is not what was written."
     head, _, rest = path.read_bytes().partition(b"\n")
     if head != _HEAD + sha256(rest).hexdigest().encode():
         raise ValueError("not what was written")
@@ -280,7 +290,7 @@ def load_checkpoint(
         try:
             kept = _content(path)
             break
-        except (OSError, ValueError):
+        except (OSError, ValueError, UnpicklingError):
             damaged.append(path)
     else:
         if damaged or any(folder.glob("epoch_*")):
