@@ -7,7 +7,7 @@ __all__ = ['KEEP_EVERY', 'LOOK_EVERY', 'IN_MEMORY', 'PAYS_AFTER', 'choose_device
            'parts_of', 'ahead', 'batch_of', 'make_net', 'make_optimiser', 'follow', 'add_slopes', 'take_step',
            'confusion', 'Tally', 'validate', 'Loop', 'train_epoch', 'train', 'Pause', 'EagerWarning', 'compiled']
 
-# %% ../nbs/12_train.ipynb #97dbd46d
+# %% ../nbs/12_train.ipynb #c64ae0b5
 import math
 import os
 import shlex
@@ -33,7 +33,7 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
 
-from .augment import augment, generator
+from .augment import augment, generator, thickness
 from .cohort import Store
 from .core import CohortError, ModelError, progress, read_json, write_json
 from .distributed import ALONE, Team, join, share_batch_norms
@@ -120,7 +120,7 @@ def parts_of(
     "In how many parts a batch is worked through."
     return math.ceil(n / math.ceil(fit.batch / fit.accumulate))
 
-# %% ../nbs/12_train.ipynb #dddb4beb
+# %% ../nbs/12_train.ipynb #4336ef5f
 def ahead(
     work: Iterable[Callable[[], _Done]],  # pieces of it, in order
     *,
@@ -150,11 +150,13 @@ def batch_of(
 ) -> tuple[Float[Tensor, "share c h w"], Float[Tensor, "share 1 h w"]]:  # this process's share of the batch
     "Pictures as the network is fed them, each varied in its own way, and their masks."
     own = [place for part in team.places(len(indices), parts_of(recipe.fit, len(indices))) for place in part]
-    images, masks = data.batch(indices[own])
-    for k, place in enumerate(own):
-        chance, this = generator(recipe.seed, "augment", step, place), slice(k, k + 1)
+    aug, chances = recipe.augment, [generator(recipe.seed, "augment", step, place) for place in own]
+    thick = np.concatenate([thickness(aug, 1, chance) for chance in chances]) if aug.thickness else None
+    images, masks = data.batch(indices[own], thick)
+    for k, chance in enumerate(chances):
+        this = slice(k, k + 1)
         images[this], masks[this] = augment(
-            images[this], masks[this], recipe.augment, chance, tissue=recipe.prepare.tissue
+            images[this], masks[this], aug, chance, tissue=recipe.prepare.tissue
         )
     return for_network(images, recipe.prepare).contiguous(memory_format=torch.channels_last), masks
 
@@ -487,7 +489,7 @@ def train(
         team.wait()
     return run
 
-# %% ../nbs/12_train.ipynb #572f90a7
+# %% ../nbs/12_train.ipynb #5e2b1cc4
 KEEP_EVERY = 120.0  # seconds between checkpoints within an epoch
 LOOK_EVERY = 20  # steps between looks at the figures that a graphics card has counted
 
