@@ -331,3 +331,21 @@ def test_thick_slices_are_means_of_slices_of_the_same_patient(store, neighbours,
             assert torch.allclose(masks[i, 0], (held[at] * weights).sum(0), atol=1 / 250)
     ones = data.batch(every, np.ones(len(data)))
     assert same(ones, data.batch(every))
+
+
+def test_training_meets_thick_slices_if_the_recipe_says_so(store):
+    "Each slice of a batch is as thick as its own generator says; without thickness nothing is blended."
+    from lungseg.recipe import Recipe
+    from lungseg.train import batch_of
+
+    data = SliceDataset(store, store.names, Preparation(size=32))
+    inner = np.flatnonzero(data.has_lung & ~data.at_end)
+    recipe = Recipe(prepare=data.prep, augment=replace(NOTHING, thickness=2.0))
+    images, masks = batch_of(data, recipe, inner, 3)
+    thick = np.concatenate(
+        [thickness(recipe.augment, 1, generator(0, "augment", 3, k)) for k in range(len(inner))]
+    )
+    assert same((images, masks), data.batch(inner, thick)) and not torch.equal(images, data.batch(inner)[0])
+    assert same(batch_of(data, replace(recipe, augment=NOTHING), inner, 3), data.batch(inner))
+    everything = replace(recipe, augment=replace(ALL, thickness=1.0))
+    assert same(batch_of(data, everything, inner, 3), batch_of(data, everything, inner, 3))
