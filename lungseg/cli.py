@@ -276,7 +276,7 @@ def each_volume(
         except LungsegError as e:
             held.append(Held(source.name, remedy(e)))
 
-# %% ../nbs/18_cli.ipynb #31800501
+# %% ../nbs/18_cli.ipynb #9158d311
 @verb
 def phantom(
     out: Path,  # folder to write the cohort to
@@ -285,6 +285,7 @@ def phantom(
     size: int = 256,  # rows and columns of a slice
     slices: int = 60,  # slices of a case
     seed: int = 0,  # another seed, other patients
+    tumours: bool = False,  # most patients have one, and contours and masks hold it
 ) -> dict:
     """Write a synthetic cohort: DICOM, RTSTRUCT and npz masks.
 
@@ -293,7 +294,7 @@ def phantom(
     from lungseg.phantom import write_cohort
 
     with new_folder(out) as beside:
-        write_cohort(beside, cases=cases, size=size, slices=slices, seed=seed, workers=2)
+        write_cohort(beside, cases=cases, size=size, slices=slices, seed=seed, workers=2, tumours=tumours)
     return {
         "cases": cases,
         "out": str(out),
@@ -696,9 +697,9 @@ def _save_labels(
     else:
         save_nifti(labels, volume.affine, path, known=known)
 
-# %% ../nbs/18_cli.ipynb #48150f63
+# %% ../nbs/18_cli.ipynb #a5ba9590
 TILE, GAP, LINE = 256, 6, 18  # pixels: a tile's longer side, between tiles, a line of text
-LEGEND = {"Lung_L": "left", "Lung_R": "right", "Lung_Region": "region"}
+LEGEND = {"Lung_L": "left", "Lung_R": "right", "Lung_Region": "region", "GTV-1": "tumour"}
 
 
 def _save_preview(
@@ -797,7 +798,7 @@ def _sheet(
         sheet.paste(tiles[n] if n < len(tiles) else (air,) * 3, (*place, place[0] + wide, place[1] + high))
     return sheet
 
-# %% ../nbs/18_cli.ipynb #47bf6027
+# %% ../nbs/18_cli.ipynb #e25d57c9
 @dataclass(frozen=True)
 class Kept:
     "What is written of each case."
@@ -808,7 +809,10 @@ class Kept:
 
 
 Parts = dict[str, dict[str, Mask]]  # "lungs" and what else has a file of its own; in each, masks by name
-DESCRIPTIONS = {"region": "Lung region"}  # what a DICOM series is called if it is not of the lungs
+DESCRIPTIONS = {
+    "region": "Lung region",
+    "tumour": "Tumour segmentation",
+}  # what a DICOM series is called if it is not of the lungs
 LEAST_ML = 20.0  # both lungs; a newborn's hold about 30 ml of air a kg at rest, four times as much and more
 
 
@@ -857,13 +861,14 @@ def _masks(
 ) -> dict:
     from lungseg.reading import opened
 
-    held, sizes, notes, files, fresh = [], {}, [], [], not out.exists()
+    held, sizes, notes, files, fresh, what = [], {}, [], [], not out.exists(), "lungs"
     with opened(source) as place:
         for case, volume in each_volume(place, held, desc, series=series, correct=correct, into=out):
             notes += [f"{case.name}: {word}" for word in _told_of_sides(volume)]
             try:
                 _check_slices(volume, kept.format)
                 parts = find(volume)
+                what = "lungs" if "lungs" in parts else "tumour"
                 written = list(_save_case(parts, volume, case, out, kept))
             except (LungsegError, OSError) as e:
                 target = out / f"{case.name}_lungs{FORMATS[kept.format]}"
@@ -871,8 +876,8 @@ def _masks(
                 continue
             files += written
             notes += _earlier(case.name, out, written)
-            sizes[case.name] = _sizes(parts["lungs"], volume)
-            held += _too_little(case.name, sizes[case.name])
+            sizes[case.name] = _sizes(parts.get("lungs") or parts["tumour"], volume)
+            held += _too_little(case.name, sizes[case.name]) if "lungs" in parts else []
     if fresh and not files:
         out.rmdir()
     lines = [f"{name}: {_in_words(size)}" for name, size in sizes.items()]
@@ -880,7 +885,7 @@ def _masks(
     return {
         "out": str(out),
         "files": [file.relative_to(out).as_posix() for path in files for file in _files(path)],
-        "lungs": sizes,
+        what: sizes,
         "notes": notes,
         "held": held,
         "say": "\n".join([*in_short(notes), *lines, done]),
@@ -914,7 +919,7 @@ def _earlier(
     written: list[Path],  # by this run
 ) -> list[str]:
     "What an earlier run left of a case, and this one did not replace."
-    ends = [f"{part}{suffix}" for part in ("lungs", "region") for suffix in FORMATS.values()]
+    ends = [f"{part}{suffix}" for part in ("lungs", "region", "tumour") for suffix in FORMATS.values()]
     there = [out / f"{name}_{end}" for end in (*ends, "preview.png")]
     return [f"{name}: {p.name} is of an earlier run" for p in there if p.exists() and p not in written]
 
@@ -940,12 +945,13 @@ def _told_of_sides(volume: "Volume") -> list[str]:
 
 
 def _sizes(
-    parts: dict[str, Mask],  # left and right lung, by name
+    parts: dict[str, Mask],  # left and right lung, or a tumour, by name
     volume: "Volume",
-) -> dict[str, float]:  # voxels, and ml where the spacing is known; of both lungs, and of each
+) -> dict[str, float]:  # voxels, and ml where the spacing is known; of all, and of each lung
     from lungseg.volume import volume_ml
 
-    names = {"": _joined(parts), "left_": parts["Lung_L"], "right_": parts["Lung_R"]}
+    names = {"": _joined(parts)}
+    names |= {"left_": parts["Lung_L"], "right_": parts["Lung_R"]} if "Lung_L" in parts else {}
     sizes = {f"{name}voxels": int(mask.sum()) for name, mask in names.items()}
     if volume.spacing_known:
         sizes |= {f"{name}ml": round(volume_ml(mask, volume), 2) for name, mask in names.items()}
@@ -955,6 +961,8 @@ def _sizes(
 def _in_words(size: dict[str, float]) -> str:
     "1234 ml of lung: left 600, right 634."
     unit = "ml" if "ml" in size else "voxels"
+    if "left_voxels" not in size:
+        return f"{_amount(size[unit])} {unit} of tumour" if size["voxels"] else "no tumour was found"
     sides = ", ".join(f"{side} {_amount(size[f'{side}_{unit}'])}" for side in ("left", "right"))
     return f"{_amount(size[unit])} {unit} of lung: {sides}"
 
@@ -965,10 +973,15 @@ def _amount(number: float) -> str:
         return f"{number:.0f}"
     return f"{number:.1f}" if number >= 0.05 else "<0.1"
 
-# %% ../nbs/18_cli.ipynb #4c622361
+# %% ../nbs/18_cli.ipynb #5846e38b
 def _listed(names: list[str] | None) -> list[str]:
     "Names that were given one by one, or with commas."
     return [name.strip() for given in names or () for name in given.split(",")]
+
+
+def _share(names: list[str]) -> float | None:
+    "The share that one number stands for; None if these are names."
+    return float(names[0]) if len(names) == 1 and re.fullmatch(r"0?\.\d+", names[0]) else None
 
 
 @verb
@@ -979,8 +992,15 @@ def train(
     recipe: str = "lungseg",  # name of a recipe in the package, or a TOML file
     set: list[str] | None = None,  # a key of the recipe to change, repeatable: fit.lr=0.01
     like: Path | None = None,  # a run to repeat: its recipe, its split, the same cases
-    test: list[str] | None = None,  # a case to test on, repeatable; otherwise as --split says
+    test: list[str]
+    | None = None,  # a case to test on, repeatable, or a share of the patients such as 0.2; otherwise as --split says
+    validation: float
+    | None = None,  # share of the others to choose weights by, 0 for none; otherwise a quarter of six or more
     split: str = "drawn",  # drawn (by sex), balanced (in empty slices), given (by folders), lctsc, or FILE.json
+    roi: list[str]
+    | None = None,  # name of an ROI, segment or npz array to learn, repeatable, where names are strange
+    negative: list[str]
+    | None = None,  # a case without tumour that has no masks, repeatable, for recipes that look for tumours
     series: str
     | None = None,  # of several CT series in a case: place in the list, UID, "thickest axial lung"
     correct: bool = False,  # resample missing slices, uneven steps and gantry tilt, instead of refusing them
@@ -991,6 +1011,8 @@ def train(
 
     Example: lungseg train _data/phantom _runs/first
 
+    A system of the field: lungseg train _data/pairs _runs/pairs --recipe png-pairs --test 0.2 --validation 0
+
     The same once more: lungseg train _data/phantom _runs/again --like _runs/first
     """
     from lungseg.cohort import build_store, changed, find_cases
@@ -1000,15 +1022,19 @@ def train(
     from lungseg.runs import like as asked_of
     from lungseg.train import train as fit
 
-    if like is not None and (recipe != "lungseg" or set or test or split != "drawn" or seed is not None):
+    asked = (set, test, validation is not None, split != "drawn", seed is not None)
+    if like is not None and (recipe != "lungseg" or any(asked)):
         raise InputError(
-            "--like takes recipe, split and seed from the run: leave out --recipe, --set, --test, --split and --seed"
+            "--like takes recipe, split and seed from the run: leave out --recipe, --set, --test, --validation, --split and --seed"
         )
     settings = asked_of(like)[0] if like else with_settings(load_recipe(recipe), set or ())
     settings = settings if seed is None else settings.but(seed=seed)
-    check_how(_listed(test) or split)
+    share = _share(_listed(test))
+    way = split if share is not None else _listed(test) or split
+    check_how(way)
+    masks = {"target": settings.target, "roi": _listed(roi), "negatives": _listed(negative)}
     with opened(data) as place:
-        found = find_cases(place, series=which(series))
+        found = find_cases(place, series=which(series), **masks)
         found = replace(found, held=(*found.held, *not_there(place)))
         if (run / "split.json").is_file() and (other := changed(found, run / "store", correct=correct)):
             raise InputError(
@@ -1018,7 +1044,7 @@ def train(
     if like:
         parts, how = asked_of(like, store)[1], f"as in {like.name}"
     else:
-        parts, how = chosen_split(store, _listed(test) or split, seed=settings.seed)
+        parts, how = chosen_split(store, way, test=share or 1 / 3, validation=validation, seed=settings.seed)
     fit(store, parts, settings, run, resume=resume)
     say = f"trained on {counted(len(parts['train']), 'case')}, {len(parts['test'])} kept for testing ({how}): {run}"
     remarks = _remarks(store, run)
@@ -1049,16 +1075,20 @@ def evaluate(
     Example: lungseg evaluate _runs/first
     """
     from lungseg.cohort import Store
-    from lungseg.evaluate import BASELINE
+    from lungseg.evaluate import BASELINES, pixel_scores
     from lungseg.evaluate import evaluate as score
 
     if not (run / "run.json").is_file():
         raise InputError(f"{run}: expected the folder given to `lungseg train`, found no run.json in it")
-    result = score(run, Store(run / "store"))
+    store = Store(run / "store")
+    result = score(run, store)
+    pixels, words = pixel_scores(result.patients), BASELINES[store.target][1]
     table = result.patients.pivot_table(index=["split", "case"], columns="method", values="dice")
     return {
         "dice": table.reset_index().to_dict("records"),
-        "say": f"3-D Dice per patient\n{table.round(4).to_string()}\n\nthreshold: {BASELINE}",
+        "pixels": pixels.to_dict("records"),
+        "say": f"3-D Dice per patient\n{table.round(4).to_string()}\n\nAll pixels together\n"
+        f"{pixels.round(4).to_string(index=False)}\n\nthreshold: {words}",
         "held": list(result.held),
     }
 
@@ -1209,7 +1239,7 @@ def segment(
     | None = None,  # of several CT series in a case: place in the list, UID, "thickest axial lung"
     correct: bool = False,  # resample missing slices, uneven steps and gantry tilt, instead of refusing them
 ) -> dict:
-    """Lung masks of any volumes, by a trained network.
+    """Masks of any volumes by a trained network: CASE_lungs, or CASE_tumour if that is what it looks for.
 
     A rerun replaces what has the same name; what else an earlier run left of a case stays, and is named.
 
@@ -1227,7 +1257,10 @@ def segment(
     net = load_model(model)
 
     def found(volume: "Volume") -> Parts:
-        return {"lungs": by_side(predicted(net, volume), volume)}
+        mask = predicted(net, volume)
+        return (
+            {"tumour": {"GTV-1": mask}} if net.recipe.target == "tumour" else {"lungs": by_side(mask, volume)}
+        )
 
     return _masks(source, out, Kept(format, apart, preview), found, "Segmenting", which(series), correct)
 
