@@ -1323,7 +1323,7 @@ class Store:
                 damaged.append(Problem(name, why, name))
         return damaged
 
-# %% ../nbs/07_cohort.ipynb #4f3ff523
+# %% ../nbs/07_cohort.ipynb #4c674507
 def problems(
     what: "Found | Store",
 ) -> "DataFrame":  # one row a problem: case, file, what, consequence ("held" or "used")
@@ -1355,7 +1355,7 @@ def _twins(metas: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
     found, first = [], {}
     for name, meta in metas.items():
         for array, what in (("hu", "voxels"), ("mask", "mask")):
-            digest = meta["sha256"].get(array)
+            digest = meta["sha256"].get(array) if array == "hu" or mask_voxels(meta) else None
             other = first.setdefault((array, digest), name) if digest else name
             if other != name and (array == "hu" or metas[other]["sha256"]["hu"] != meta["sha256"]["hu"]):
                 found.append((name, f"the same {what} as {other}"))
