@@ -226,7 +226,7 @@ def build_network(
         raise ModelError(f"net.kind: expected {', '.join(NETWORKS)}, got {net.kind!r}")
     return NETWORKS[net.kind](in_channels, out_channels, net.width, net.depth, net.dropout, net.patch)
 
-# %% ../nbs/09a_networks.ipynb #b96b65c9
+# %% ../nbs/09a_networks.ipynb #bb31cb0c
 class EncoderWarning(UserWarning):
     "Something about an encoder that was taken over that its user should know."
 
@@ -310,7 +310,7 @@ def _spread(weight: Tensor, channels: int, net: UNet, about: Mapping[str, str]) 
     blocks = net.fold.downscale_factor**2 if made_by.get("patch") == net.fold.downscale_factor else 1
     pictures, ours = weight.shape[1] // blocks, channels // blocks
     whole = weight.unflatten(1, (pictures, blocks)).sum(1) / ours  # (o, blocks, 3, 3)
-    said = f"first convolution for {pictures} channels, added up and spread over {ours}"
+    said = f"first convolution from {pictures} to {ours} pictures, its weights added up and spread evenly"
     return whole.repeat(1, ours, 1, 1), said
 
 

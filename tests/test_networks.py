@@ -409,14 +409,16 @@ def test_a_deeper_network_lends_its_upper_stages(run, tmp_path):
 def test_a_picture_shown_in_every_channel_is_seen_as_before(run, kind, channels):
     folder, old = run
     net, x = tiny(kind, channels, seed=9, patch=2).eval(), picture(2, 1, 16, 16)
-    with pytest.warns(EncoderWarning, match=f"first convolution for 1 channels.* spread over {channels}"):
+    with pytest.warns(
+        EncoderWarning, match=f"first convolution from 1 to {channels} pictures.* spread evenly"
+    ):
         assert take_encoder(net, folder) == 36
     shown = net.fold(x.expand(2, channels, 16, 16))
     for a, b in zip(old.features(old.fold(x)), net.features(shown), strict=True):
         assert torch.allclose(a, b, atol=1e-5)
     wide = tiny("unet", channels, seed=2, patch=2).eval()
     save_weights(wide, Recipe(net=Net(width=4, depth=2, patch=2)), folder / "wide.safetensors")
-    with pytest.warns(EncoderWarning, match=f"for {channels} channels.* spread over 1"):
+    with pytest.warns(EncoderWarning, match=f"from {channels} to 1 pictures"):
         take_encoder(old, folder / "wide.safetensors")
     for a, b in zip(old.features(old.fold(x)), wide.features(shown), strict=True):
         assert torch.allclose(a, b, atol=1e-5)
@@ -425,7 +427,7 @@ def test_a_picture_shown_in_every_channel_is_seen_as_before(run, kind, channels)
 def test_other_pixel_blocks_are_averaged(run):
     folder, old = run
     net = tiny("unet", seed=9, patch=1).eval()
-    with pytest.warns(EncoderWarning, match="for 4 channels.* spread over 1"):
+    with pytest.warns(EncoderWarning, match="from 4 to 1 pictures"):
         take_encoder(net, folder)
     grey = torch.full((1, 1, 8, 8), 0.3)  # where all pixels are alike, blocks do not matter
     a, b = old.features(old.fold(grey.repeat(1, 1, 2, 2)))[0], net.features(grey)[0]
@@ -508,7 +510,7 @@ def test_a_vgg_becomes_a_way_down_under_its_own_names(tmp_path):
     for a, last in zip(net.features(x), (5, 12, 19, 26), strict=True):
         assert torch.allclose(a, vgg[: last + 1](x), atol=1e-4)
     grey = UNet(1, width=4, depth=3).eval()
-    with pytest.warns(EncoderWarning, match="for 3 channels.* spread over 1"):
+    with pytest.warns(EncoderWarning, match="from 3 to 1 pictures"):
         take_encoder(grey, tmp_path / "vgg.safetensors", names=VGG13_BN)
     x = picture(1, 1, 32, 32)
     assert torch.allclose(grey.features(x)[-1], net.features(x.expand(1, 3, 32, 32))[-1], atol=1e-4)
