@@ -7,7 +7,7 @@ __all__ = ['KEEP_EVERY', 'LOOK_EVERY', 'IN_MEMORY', 'PAYS_AFTER', 'choose_device
            'parts_of', 'ahead', 'batch_of', 'make_net', 'make_optimiser', 'follow', 'add_slopes', 'take_step',
            'confusion', 'Tally', 'validate', 'Loop', 'train_epoch', 'train', 'Pause', 'EagerWarning', 'compiled']
 
-# %% ../nbs/12_train.ipynb #c64ae0b5
+# %% ../nbs/12_train.ipynb #cdaa8dad
 import math
 import os
 import shlex
@@ -54,6 +54,7 @@ from lungseg.runs import (
 )
 from .schedules import learning_rate, plateaus, stalled
 from .slices import SliceDataset, epoch_order, for_network
+from .watch import check_logs, watching
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -369,7 +370,7 @@ def validate(
         "accuracy": float(accuracy.mean()),
     }
 
-# %% ../nbs/12_train.ipynb #95962b36
+# %% ../nbs/12_train.ipynb #7e1aa6c9
 @dataclass
 class Loop:
     "What a training goes round with."
@@ -441,15 +442,18 @@ def train(
     *,
     resume: bool = True,  # go on where the run in this folder stopped; False starts anew
     device: str = "auto",  # "auto", "cpu", "cuda" or "mps"
+    logs: Sequence[str] = (),  # who else gets the history's rows: "tensorboard", "mlflow"
+    live: bool | None = None,  # curves that grow; None: if this is a notebook
     on_epoch: Callable[[dict[str, float]], None]
     | None = None,  # is told each new row of the history, all of it written; raises to stop the training
 ) -> Path:  # the run's folder
     """Train a network by a recipe; stopped at any time, the same call goes on. Under `torchrun`, one of several processes.
 
     Raises `ModelError` if the folder holds a run by another recipe, with another split or on other data, if the
-    loss is no longer a number, or if the disk is full;
+    loss is no longer a number, if the disk is full, or if a log's package is not installed;
     `CohortError` if the split does not fit the store, or the recipe needs validation patients and has none.
     """
+    check_logs(logs)
     run, split = Path(run), check_split(store, split)
     if recipe.fit.patience and not split["validation"]:
         raise CohortError("split: fit.patience needs validation patients to tell when to stop, got none")
@@ -463,6 +467,7 @@ def train(
     with (
         TemporaryDirectory(prefix=".slices_", dir=run) as scratch,
         _as_asked(run, recipe, fabric.device.type) as pause,
+        watching(run, recipe, *((logs, live) if team.first else ((), False))) as seen,
     ):
         data = {
             part: _slices(store, split[part], recipe, Path(scratch) / part)
@@ -481,6 +486,7 @@ def train(
             if team.first:
                 save_checkpoint(state, run / "checkpoint")
                 _written(loop, data, finished=False)
+                seen(state.history, loop.epochs)
                 if on_epoch:
                     on_epoch(dict(row))
             _stop_if_asked(loop)

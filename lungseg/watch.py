@@ -67,7 +67,7 @@ def draw_history(
     plt.close(fig)
     return fig
 
-# %% ../nbs/11e_watch.ipynb #260668f2
+# %% ../nbs/11e_watch.ipynb #fdf48513
 def in_notebook() -> bool:  # False while pages are rendered, too: there nobody watches
     "Whether somebody sits at a notebook in which pictures can change."
     if os.environ.get("LUNGSEG_STATIC") == "1" or find_spec("IPython") is None:
@@ -104,15 +104,15 @@ class LiveCurves:
 
     def __init__(
         self,
-        fit: Fit,
-        epochs: int,  # in all, as far as is known
+        fit: Fit,  # its schedule is drawn
     ):
-        self.fit, self.epochs = fit, epochs
+        self.fit = fit
         self._handle, self._begun, self._had = None, perf_counter(), -1
 
     def show(
         self,
         history: Sequence[Mapping[str, float]],  # one row a finished epoch
+        epochs: int,  # in all, as far as is known
     ) -> str:  # HTML: one line and a PNG
         "Draw the history where it was drawn before, or here if this is the first time."
         import pandas as pd
@@ -121,10 +121,8 @@ class LiveCurves:
         if self._had < 0:  # epochs that an earlier call trained do not tell how long one takes now
             self._had = len(history) - 1
         each = (perf_counter() - self._begun) / (len(history) - self._had)
-        draw_history(pd.DataFrame(history), fit=self.fit, epochs=self.epochs).savefig(
-            png := BytesIO(), dpi=96
-        )
-        said = escape(in_words(history, self.epochs, each))
+        draw_history(pd.DataFrame(history), fit=self.fit, epochs=epochs).savefig(png := BytesIO(), dpi=96)
+        said = escape(in_words(history, epochs, each))
         source = b64encode(png.getvalue()).decode()
         html = f'<p>{said}</p><img alt="Loss, Dice and learning rate: {said}" src="data:image/png;base64,{source}">'
         if self._handle is None:
@@ -158,12 +156,12 @@ def as_metrics(
         named[f"{what}/{part}" if part in COLOUR else key] = value
     return {k: v for k, v in named.items() if k not in ("epoch", "step") and not math.isnan(v)}
 
-# %% ../nbs/11e_watch.ipynb #04540cba
+# %% ../nbs/11e_watch.ipynb #dc10549d
 @contextmanager
 def _to_tensorboard(
     run: Path,
     recipe: Recipe,
-) -> Iterator[Callable[[Mapping[str, float]], None]]:
+) -> Iterator[Callable[[Sequence[Mapping[str, float]], int], None]]:
     "Rows as TensorBoard's event file, RUN/tensorboard/events.out.tfevents.*."
     from tensorboard.compat.proto.event_pb2 import Event, SessionLog
     from tensorboard.compat.proto.summary_pb2 import Summary
@@ -171,7 +169,7 @@ def _to_tensorboard(
 
     folder = run / "tensorboard"
     folder.mkdir(parents=True, exist_ok=True)
-    before = sorted(folder.glob("events.out.tfevents.*"))
+    before = sorted(folder.glob("events.out.tfevents.[0-9][0-9][0-9][0-9]"))
     number = int(before[-1].suffix[1:]) + 1 if before else 0
     with (folder / f"events.out.tfevents.{number:04d}").open("wb") as f:
         records = RecordWriter(f)
@@ -185,11 +183,16 @@ def _to_tensorboard(
         for old in before:
             old.unlink(missing_ok=True)
 
-        def write(row: Mapping[str, float]) -> None:
-            values = [Summary.Value(tag=k, simple_value=v) for k, v in as_metrics(row).items()]
-            put(summary=Summary(value=values), step=int(row["epoch"]))
+        written = 0
 
-        yield write
+        def tell(history: Sequence[Mapping[str, float]], epochs: int) -> None:
+            nonlocal written
+            for row in history[written:]:
+                values = [Summary.Value(tag=k, simple_value=v) for k, v in as_metrics(row).items()]
+                put(summary=Summary(value=values), step=int(row["epoch"]))
+            written = len(history)
+
+        yield tell
 
 
 @contextmanager
@@ -212,18 +215,18 @@ def _to_mlflow(
         write_json(kept, {"run_id": run_id})
     client.update_run(run_id, status="RUNNING")
 
-    def write(row: Mapping[str, float]) -> None:
-        for key, value in as_metrics(row).items():
-            client.log_metric(run_id, key, value, step=int(row["epoch"]))
+    def tell(history: Sequence[Mapping[str, float]], epochs: int) -> None:
+        for key, value in as_metrics(history[-1]).items():
+            client.log_metric(run_id, key, value, step=int(history[-1]["epoch"]))
 
     try:
-        yield write
+        yield tell
     except BaseException:
         client.set_terminated(run_id, "KILLED")
         raise
     client.set_terminated(run_id, "FINISHED")
 
-# %% ../nbs/11e_watch.ipynb #cdb1525d
+# %% ../nbs/11e_watch.ipynb #0e0d0683
 class WatchingWarning(UserWarning):
     "A training cannot be watched as was asked; it goes on."
 
@@ -232,32 +235,28 @@ class WatchingWarning(UserWarning):
 def watching(
     run: Path,  # the run's folder
     recipe: Recipe,
-    *,
-    epochs: int,  # in all, as far as is known
-    done: Sequence[Mapping[str, float]] = (),  # rows of epochs that were trained before
     logs: Sequence[str] = (),  # "tensorboard", "mlflow"
     live: bool | None = None,  # curves in the notebook; None: if this is one
-) -> Iterator[Callable[[Mapping[str, float]], None]]:  # call it with each row of the history
-    "Whoever wants to see the rows of a training. Raises `ModelError` as `check_logs` does."
-    check_logs(logs)
-    rows = list(done)
-    curves = LiveCurves(recipe.fit, epochs) if live or (live is None and in_notebook()) else None
-    with ExitStack() as stack:
-        writers = []
-        for name in logs:
-            to = {"tensorboard": _to_tensorboard, "mlflow": _to_mlflow}[name]
-            write = stack.enter_context(to(Path(run), recipe))
-            for row in rows if name == "tensorboard" else ():
-                write(row)
-            writers.append((name, write))
+) -> Iterator[Callable[[Sequence[Mapping[str, float]], int], None]]:  # give it the history after each epoch
+    """Whoever wants to see a training gets its history: all rows of it, and how many epochs it may have.
 
-        def seen(row: Mapping[str, float]) -> None:
-            rows.append(dict(row))
-            shown = [("live curves", lambda _: curves.show(rows))] if curves else []
-            for name, write in [*writers, *shown]:
+    Raises `ModelError` as `check_logs` does.
+    """
+    check_logs(logs)
+    curves = LiveCurves(recipe.fit) if live or (live is None and in_notebook()) else None
+    with ExitStack() as stack:
+        tell = {name: stack.enter_context(_TO[name](Path(run), recipe)) for name in logs}
+        if curves:
+            tell["live curves"] = curves.show
+
+        def seen(history: Sequence[Mapping[str, float]], epochs: int) -> None:
+            for name, told in tell.items():
                 try:
-                    write(row)
+                    told(history, epochs)
                 except Exception as e:  # a server that is down, a full disk, a display that is gone
                     warnings.warn(f"{name}: {type(e).__name__}: {e}; training goes on", WatchingWarning, 2)
 
         yield seen
+
+
+_TO = {"tensorboard": _to_tensorboard, "mlflow": _to_mlflow}

@@ -393,8 +393,8 @@ def test_a_log_whose_package_is_absent_says_what_to_install(monkeypatch):
 
 def test_tensorboards_file_tells_nothing_of_the_machine(tmp_path):
     pytest.importorskip("tensorboard", reason="needs the extra lungseg[log]")
-    with watching(tmp_path, Recipe(), epochs=1, logs=["tensorboard"]) as seen:
-        seen(ROW)
+    with watching(tmp_path, Recipe(), ["tensorboard"]) as seen:
+        seen([ROW], 1)
     (path,) = (tmp_path / "tensorboard").iterdir()
     assert path.name == "events.out.tfevents.0000"
     assert platform.node().encode() not in path.read_bytes() or platform.node() in ("", "localhost")
@@ -439,11 +439,11 @@ def test_mlflow_gets_the_recipe_once_and_each_row_though_the_run_is_interrupted(
     monkeypatch.setattr(sys.modules["mlflow"], "MlflowClient", Client, raising=False)
     monkeypatch.setattr("lungseg.watch.find_spec", lambda name: True)
     folder = tmp_path / "run"
-    with pytest.raises(KeyboardInterrupt), watching(folder, Recipe(), epochs=2, logs=["mlflow"]) as seen:
-        seen(ROW)
+    with pytest.raises(KeyboardInterrupt), watching(folder, Recipe(), ["mlflow"]) as seen:
+        seen([ROW], 2)
         raise KeyboardInterrupt
-    with watching(folder, Recipe(), epochs=2, done=[ROW], logs=["mlflow"]) as seen:
-        seen(ROW | {"epoch": 2.0})
+    with watching(folder, Recipe(), ["mlflow"]) as seen:
+        seen([ROW, ROW | {"epoch": 2.0}], 2)
     told = Client.told["run"]
     assert told["ends"] == ["RUNNING", "KILLED", "RUNNING", "FINISHED"] and told["experiment"] == "lungseg"
     assert told["params"] == flat(Recipe())
@@ -463,8 +463,8 @@ def test_a_log_that_fails_does_not_end_the_training(tmp_path, monkeypatch):
 
     monkeypatch.setattr(sys.modules["mlflow"], "MlflowClient", Down, raising=False)
     monkeypatch.setattr("lungseg.watch.find_spec", lambda name: True)
-    with watching(tmp_path / "run", Recipe(), epochs=1, logs=["mlflow"]) as seen:
+    with watching(tmp_path / "run", Recipe(), ["mlflow"]) as seen:
         with pytest.warns(
             WatchingWarning, match="mlflow: ConnectionError: the server is down; training goes on"
         ):
-            seen(ROW)
+            seen([ROW], 1)
