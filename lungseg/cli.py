@@ -798,7 +798,7 @@ def _sheet(
         sheet.paste(tiles[n] if n < len(tiles) else (air,) * 3, (*place, place[0] + wide, place[1] + high))
     return sheet
 
-# %% ../nbs/18_cli.ipynb #e25d57c9
+# %% ../nbs/18_cli.ipynb #376c7585
 @dataclass(frozen=True)
 class Kept:
     "What is written of each case."
@@ -961,8 +961,8 @@ def _sizes(
 def _in_words(size: dict[str, float]) -> str:
     "1234 ml of lung: left 600, right 634."
     unit = "ml" if "ml" in size else "voxels"
-    if "left_voxels" not in size:
-        return f"{_amount(size[unit])} {unit} of tumour" if size["voxels"] else "no tumour was found"
+    if f"left_{unit}" not in size:
+        return f"{_amount(size[unit])} {unit} of tumour" if size[unit] else "no tumour was found"
     sides = ", ".join(f"{side} {_amount(size[f'{side}_{unit}'])}" for side in ("left", "right"))
     return f"{_amount(size[unit])} {unit} of lung: {sides}"
 
@@ -973,7 +973,7 @@ def _amount(number: float) -> str:
         return f"{number:.0f}"
     return f"{number:.1f}" if number >= 0.05 else "<0.1"
 
-# %% ../nbs/18_cli.ipynb #5846e38b
+# %% ../nbs/18_cli.ipynb #071d43fa
 def _listed(names: list[str] | None) -> list[str]:
     "Names that were given one by one, or with commas."
     return [name.strip() for given in names or () for name in given.split(",")]
@@ -1005,6 +1005,8 @@ def train(
     | None = None,  # of several CT series in a case: place in the list, UID, "thickest axial lung"
     correct: bool = False,  # resample missing slices, uneven steps and gantry tilt, instead of refusing them
     seed: int | None = None,  # of the split and of the training; otherwise the recipe's
+    log: list[str]
+    | None = None,  # who else gets the history, repeatable: tensorboard (RUN/tensorboard), mlflow
     resume: bool = True,  # go on where an interrupted run stopped
 ) -> dict:
     """Train a network on two thirds of a cohort, by patient.
@@ -1021,6 +1023,7 @@ def train(
     from lungseg.recipe import load_recipe, with_settings
     from lungseg.runs import like as asked_of
     from lungseg.train import train as fit
+    from lungseg.watch import check_logs
 
     asked = (set, test, validation is not None, split != "drawn", seed is not None)
     if like is not None and (recipe != "lungseg" or any(asked)):
@@ -1032,6 +1035,7 @@ def train(
     share = _share(_listed(test))
     way = split if share is not None else _listed(test) or split
     check_how(way)
+    check_logs(_listed(log))
     masks = {"target": settings.target, "roi": _listed(roi), "negatives": _listed(negative)}
     with opened(data) as place:
         found = find_cases(place, series=which(series), **masks)
@@ -1045,7 +1049,7 @@ def train(
         parts, how = asked_of(like, store)[1], f"as in {like.name}"
     else:
         parts, how = chosen_split(store, way, test=share or 1 / 3, validation=validation, seed=settings.seed)
-    fit(store, parts, settings, run, resume=resume)
+    fit(store, parts, settings, run, resume=resume, logs=_listed(log))
     say = f"trained on {counted(len(parts['train']), 'case')}, {len(parts['test'])} kept for testing ({how}): {run}"
     remarks = _remarks(store, run)
     facts = {"split": parts, "how": how, "run": str(run), "remarks": remarks, "held": list(store.held)}
