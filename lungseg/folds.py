@@ -130,10 +130,10 @@ def _ends(
                 "finished folds are kept, go on with fewer workers"
             ) from None
 
-# %% ../nbs/14a_folds.ipynb #1e23abd2
+# %% ../nbs/14a_folds.ipynb #50d87492
 def crossvalidate(
     store: Store | Path | str,  # the case store
-    recipe: Recipe | str = "lungseg",  # or its name, or file
+    recipe: Recipe | Path | str = "lungseg",  # or its name, or file
     out: Path | str = "crossvalidation",  # folder: a run for each fold, and the evaluation of all
     *,
     folds: int | str = 4,  # how many, or "leave-one-out"

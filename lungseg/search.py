@@ -468,11 +468,11 @@ def _next(study: "Study", space: Space, trials: int) -> "Trial | None":
         study.tell(trial, state=TrialState.FAIL)
     return None
 
-# %% ../nbs/14b_search.ipynb #09a1628f
+# %% ../nbs/14b_search.ipynb #a466d2cb
 def search(
     store: Store | Path | str,  # the case store
     split: Mapping[str, Sequence[str]],  # part → cases; those to "test" on are not looked at
-    recipe: Recipe | str = "lungseg",  # where the search begins, or its name, or file
+    recipe: Recipe | Path | str = "lungseg",  # where the search begins, or its name, or file
     space: Space | Path | str | None = None,  # what is searched, or its file; None: the package's
     out: Path | str = "search",  # folder: runs, tables, figures, and the best recipe
     *,

@@ -1,0 +1,210 @@
+"Cross-validation: nobody learns from who tests, what is finished stays, what differs is not compared."
+
+import json
+import shutil
+from unittest.mock import patch
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from lungseg import folds as under_test
+from lungseg.cli import app
+from lungseg.cohort import Store, build_store, find_cases
+from lungseg.core import CohortError, InputError, ModelError, pool, read_json
+from lungseg.evaluate import evaluate, load_evaluation
+from lungseg.figures import box_plots, dice_along_lungs, network_against_threshold
+from lungseg.folds import compare, crossvalidate, deal, fold_table, needs_validation
+from lungseg.phantom import draw_phantom
+from lungseg.recipe import Recipe, recipe_to_toml
+from lungseg.splits import people
+from lungseg.train import train
+
+TINY = Recipe().but(
+    name="tiny",
+    prepare={"size": 32},
+    net={"width": 4, "depth": 2},
+    fit={"epochs": 1, "batch": 8, "lr": 1e-2, "ema": 0.0, "precision": "float32"},
+)
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory):
+    "Four phantoms of 12 slices of 64 × 64; the last is there without a mask, too."
+    folder = tmp_path_factory.mktemp("cohort") / "volumes"
+    folder.mkdir()
+    for seed in range(4):
+        p = draw_phantom(seed, size=64, slices=12)
+        mask = p.mask("lung_left", "lung_right").astype(np.uint8)
+        np.savez(folder / f"Case_{seed:03d}.npz", hu=p.hu, mask=mask)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def store(volumes):
+    return build_store(find_cases(volumes).cases, volumes.parent / "store")
+
+
+@pytest.fixture(scope="module")
+def done(store, tmp_path_factory):
+    "Two folds that nobody disturbed."
+    out = tmp_path_factory.mktemp("out") / "done"
+    crossvalidate(store, TINY, out, folds=2)
+    return out
+
+
+class Twins(Store):
+    "The first two cases are one patient's."
+
+    def meta(self, name):
+        return super().meta(name) | ({"patient": "one"} if name in self.names[:2] else {})
+
+
+@pytest.mark.parametrize("folds", [2, 3, "3", "leave-one-out"])
+@pytest.mark.parametrize("seed", range(3))
+def test_everybody_is_tested_once_and_nobody_learns_from_who_tests(store, folds, seed):
+    twins = Twins(store.path)
+    who = people(twins)
+    splits = deal(twins, folds, seed=seed)
+    assert len(splits) == (3 if folds == "leave-one-out" else int(folds))
+    assert sorted(n for s in splits for n in s["test"]) == store.names
+    for split in splits:
+        for cases in who.values():
+            assert sum(bool(set(cases) & set(split[part])) for part in split) == 1
+
+
+@pytest.mark.parametrize("fit", [{"patience": 2}, {"schedule": "plateau"}])
+def test_a_recipe_that_watches_validation_gets_patients_to_watch(store, fit):
+    recipe = TINY.but(fit=fit)
+    assert needs_validation(recipe) and not needs_validation(TINY)
+    assert all(s["validation"] and s["train"] for s in deal(store, "leave-one-out", recipe=recipe))
+    assert not any(s["validation"] for s in deal(store, "leave-one-out", recipe=TINY))
+
+
+def test_each_prediction_is_of_the_network_that_did_not_see_the_case(store, done):
+    result = load_evaluation(done)
+    assert set(result.patients.split) == {"test"} and set(result.patients.case) == set(store.names)
+    for row in result.part("test").patients.itertuples():
+        run = done / f"fold_{row.fold}"
+        assert row.case in read_json(run / "split.json")["test"]
+        one = evaluate(run, store)
+        own = one.patients[(one.patients.case == row.case) & (one.patients.method == "network")]
+        assert own.dice.item() == pytest.approx(row.dice, abs=1e-9)
+        assert np.array_equal(one.prediction(row.case), result.prediction(row.case))
+
+
+def test_the_reports_figures_read_out_of_fold_predictions(done):
+    result = load_evaluation(done)
+    for figure in (
+        box_plots(result.patients),
+        network_against_threshold(result.patients),
+        dice_along_lungs(result.slices),
+    ):
+        assert figure.axes
+
+
+def test_finished_folds_are_not_trained_again_and_give_the_same_table(store, done):
+    before = (done / "evaluation" / "patients.csv").read_text()
+    weights = [f.stat().st_mtime_ns for f in sorted(done.glob("fold_*/model.safetensors"))]
+    crossvalidate(store, TINY, done, folds=2)
+    assert [f.stat().st_mtime_ns for f in sorted(done.glob("fold_*/model.safetensors"))] == weights
+    assert (done / "evaluation" / "patients.csv").read_text() == before
+
+
+def test_a_loss_that_is_no_number_holds_its_fold_and_no_other(store, tmp_path):
+    really = train
+
+    def wild(store, split, recipe, run, **options):
+        recipe = recipe if run.name != "fold_2" else recipe.but(fit={"lr": 1e30, "warmup": 0.0, "clip": 0.0})
+        return really(store, split, recipe, run, **options)
+
+    with patch.object(under_test, "train", wild):
+        result = crossvalidate(store, TINY.but(fit={"epochs": 2}), tmp_path / "out", folds=2)
+    (held,) = result.held
+    lost = deal(store, 2)[1]["test"]
+    assert (
+        held.item == "fold_2"
+        and "loss" in held.reason
+        and held.reason.endswith(f"{', '.join(lost)} were not tested")
+    )
+    assert set(fold_table(tmp_path / "out").case) == set(store.names) - set(lost)
+
+
+def test_other_data_under_the_same_names_are_refused(store, done, tmp_path):
+    copy = shutil.copytree(store.path, tmp_path / "other")
+    about = json.loads((copy / "Case_002" / "case.json").read_text())
+    about["sha256"]["hu"] = "0" * 64
+    (copy / "Case_002" / "case.json").write_text(json.dumps(about))
+    with pytest.raises(ModelError, match=r"done: holds folds on other data \(Case_002"):
+        crossvalidate(Store(copy), TINY, done, folds=2)
+
+
+def test_fewer_patients_than_folds_is_said_before_anything_is_written(store, tmp_path):
+    with pytest.raises(CohortError, match="folds: 5, expected 2 to 4, the number of patients with masks"):
+        crossvalidate(store, TINY, tmp_path / "out", folds=5)
+    assert not (tmp_path / "out").exists()
+
+
+def test_cases_without_a_mask_are_named_and_not_scored(store, tmp_path):
+    copy = shutil.copytree(store.path, tmp_path / "store")
+    about = json.loads((copy / "Case_003" / "case.json").read_text())
+    del about["lung_voxels"], about["sha256"]["mask"]
+    (copy / "Case_003" / "case.json").write_text(json.dumps(about))
+    result = crossvalidate(Store(copy), TINY, tmp_path / "out", folds=2)
+    assert [h.item for h in result.held] == ["Case_003"]
+    assert sorted(result.patients.case.unique()) == store.names[:3]
+
+
+def test_recipes_on_other_cases_are_not_compared(store, done, tmp_path):
+    "Neither if a case is missing, nor if it is another one of the same name."
+    fewer = shutil.copytree(done, tmp_path / "fewer")
+    for name in ("patients", "slices"):
+        table = pd.read_csv(fewer / "evaluation" / f"{name}.csv")
+        table[table.case != "Case_001"].to_csv(fewer / "evaluation" / f"{name}.csv", index=False)
+    with pytest.raises(
+        CohortError, match=r"tiny \(fewer\): Case_001 not tested, expected the same cases as in"
+    ):
+        compare([done, fewer])
+    other = shutil.copytree(done, tmp_path / "other")
+    table = pd.read_csv(other / "evaluation" / "patients.csv")
+    table.loc[(table.case == "Case_001") & (table.method == "threshold"), "dice"] -= 0.01
+    table.to_csv(other / "evaluation" / "patients.csv", index=False)
+    with pytest.raises(CohortError, match=r"tiny \(other\): Case_001 is not what it is in tiny \(done\)"):
+        compare([done, other])
+    with pytest.raises(InputError, match="came twice"):
+        compare([done, done])
+
+
+def test_a_run_is_compared_by_the_patients_it_did_not_see(store, done, tmp_path):
+    a, b, c, d = store.names
+    run = train(store, {"train": [a, b, c], "test": [d]}, TINY, tmp_path / "run")
+    evaluate(run, store)
+    table = compare([run]).set_index("recipe")
+    assert table.cases.tolist() == [1, 1] and table.worst_case["tiny"] == d
+    with pytest.raises(CohortError, match="not tested"):
+        compare([done, run])
+
+
+def test_the_commands_go_from_volumes_to_a_table_and_another_process_gives_what_this_gives(
+    volumes, done, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        under_test, "pool", lambda workers: pool(workers - 1)
+    )  # one, to spare the second start
+    (tmp_path / "tiny.toml").write_text(recipe_to_toml(TINY))
+    runner, out, csv = CliRunner(), tmp_path / "side", tmp_path / "table.csv"
+    told = [volumes, out, "--recipe", tmp_path / "tiny.toml", "--folds", 2, "--workers", 2]
+    ran = runner.invoke(app, ["crossvalidate", *map(str, told)])
+    assert ran.exit_code == 0, ran.output
+    assert "mean" in ran.stdout and "Case_003" in ran.stdout
+    one, two = (load_evaluation(folder).patients for folder in (done, out))
+    pd.testing.assert_frame_equal(one, two, atol=1e-3)
+    ran = runner.invoke(app, ["compare", str(done), str(out), "--csv", str(csv)])
+    assert ran.exit_code == 0, ran.output
+    table = pd.read_csv(csv)
+    assert set(table.recipe) == {"tiny (done)", "tiny (side)", "threshold, nothing learned"}
+    assert set(table.cases) == {4} and "| tiny (side) | 4 |" in ran.stdout
+    ran = runner.invoke(app, ["crossvalidate", str(volumes), str(tmp_path / "new"), "--folds", "some"])
+    assert ran.exit_code == 2 and "folds: expected a number from 2, or leave-one-out, got some" in ran.output
+    assert not (tmp_path / "new").exists()
