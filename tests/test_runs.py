@@ -30,6 +30,7 @@ from lungseg.runs import (
     like,
     load_checkpoint,
     on_disk,
+    read_history,
     save_checkpoint,
     save_weights,
     write_history,
@@ -468,3 +469,19 @@ def test_a_log_that_fails_does_not_end_the_training(tmp_path, monkeypatch):
             WatchingWarning, match="mlflow: ConnectionError: the server is down; training goes on"
         ):
             seen([ROW], 1)
+
+
+def test_a_run_that_is_watched_with_tensorboard_has_every_epoch_there(first, tmp_path):
+    pytest.importorskip("tensorboard", reason="needs the extra lungseg[log]")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    done, said = run(
+        "train", first / "data", tmp_path / "run", "--like", first / "first", "--log", "tensorboard"
+    )
+    assert done == 0, said
+    read = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    read.Reload()
+    kept = read_history(tmp_path / "run").train_loss
+    assert [e.value for e in read.Scalars("loss/train")] == pytest.approx(list(kept), rel=1e-4)
+    done, said = run("train", first / "data", tmp_path / "other", "--log", "tensorbord")
+    assert done == 2 and "got 'tensorbord'; did you mean \"tensorboard\"?" in said
