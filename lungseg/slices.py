@@ -5,15 +5,21 @@
 # %% auto #0
 __all__ = ['METHODS', 'EQUALISE', 'AIR_GREY', 'END_SHARE', 'Preparation', 'scale_hu', 'for_network', 'Frame', 'whole_frame',
            'body_frame', 'NoLungsWarning', 'View', 'view_of', 'square_around', 'resize', 'restore', 'equalised',
-           'prepare_images', 'prepare_masks', 'put_back', 'at_ends', 'SliceDataset', 'epoch_order', 'batches']
+           'prepare_images', 'prepare_masks', 'put_back', 'at_ends', 'kept_view', 'SliceDataset', 'epoch_order',
+           'batches']
 
-# %% ../nbs/08_slices.ipynb #102d67ca
+# %% ../nbs/08_slices.ipynb #c8b3d0d6
+import json
 import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -23,7 +29,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from .cohort import Store, Stored
-from .core import HU, CohortError, Held, Mask, ModelError, progress, rng
+from .core import HU, CohortError, Held, Mask, ModelError, progress, rng, writing
 from .isolate import working_spacing
 from .region import MARGIN_MM, lung_box, lung_region, suppressed
 from .volume import Box, Volume
@@ -375,7 +381,50 @@ def at_ends(
         ends[held[:n]] = ends[held[len(held) - n :]] = True
     return ends
 
-# %% ../nbs/08_slices.ipynb #842bbf12
+# %% ../nbs/08_slices.ipynb #5aad4821
+def kept_view(
+    case: Stored,
+    prep: Preparation,
+) -> View:
+    "`view_of` a case; of the lungs of a case in a store it is found once, and read from then on."
+    spacing = case.spacing_mm if case.spacing_known else None
+    home, known = getattr(case.hu, "filename", None), case.meta.get("sha256", {}).get("hu")
+    if not (prep.isolates and home and known):
+        return view_of(case.hu, prep, spacing)
+    settings = (prep.frame, prep.suppress, prep.region_margin_mm, prep.box_margin_mm)
+    digest = sha256(json.dumps([known, settings, spacing, _code()]).encode()).hexdigest()[:16]
+    path = Path(home).parent / f"view_{digest}.npz"
+    try:
+        with np.load(path) as kept:
+            region = (
+                np.unpackbits(kept["region"], count=case.hu.size).astype(bool)
+                if len(kept["region"])
+                else None
+            )
+            region = None if region is None else region.reshape(case.hu.shape)
+            return View(
+                Frame(*kept["frame"].tolist()), range(*kept["shown"].tolist()), region, str(kept["note"])
+            )
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile):
+        pass  # there is none, or it is broken: it is found again
+    view = view_of(case.hu, prep, spacing)
+    region = np.zeros(0, np.uint8) if view.region is None else np.packbits(view.region)
+    shown = [view.shown.start, view.shown.stop]
+    try:
+        with writing(path) as beside:
+            np.savez_compressed(beside, frame=view.frame, shown=shown, region=region, note=view.note)
+    except OSError:
+        pass  # a store that cannot be written to serves as well, only slower
+    return view
+
+
+@cache
+def _code() -> str:
+    "A checksum of the modules that find a view."
+    texts = (files("lungseg") / f"{name}.py" for name in ("volume", "isolate", "region", "slices"))
+    return sha256(b"".join(text.read_bytes() for text in texts)).hexdigest()
+
+# %% ../nbs/08_slices.ipynb #3e4e07a7
 class SliceDataset(Dataset):
     """The slices of some cases at the network's size, as (picture in [-1, 1], mask in [0, 1]) pairs.
 
@@ -422,7 +471,7 @@ class SliceDataset(Dataset):
 
     def _view(self, case: Stored) -> View:
         "What is shown of a case; said aloud if it is not what was asked for."
-        view = view_of(case.hu, self.prep, case.spacing_mm if case.spacing_known else None)
+        view = kept_view(case, self.prep)
         if view.note:
             self.notes.append(Held(case.name, view.note))
             warnings.warn(f"{case.name}: {view.note}", NoLungsWarning, stacklevel=3)

@@ -304,7 +304,7 @@ def test_pictures_of_8_bits_reach_the_network_divided_by_255_to_the_bit(tmp_path
 
 @pytest.mark.parametrize("method", ["window", "winsorise", "zscore"])
 @pytest.mark.parametrize("span", ["signed", "unit"])
-def test_a_model_is_fed_what_it_was_trained_on(phantom, method, span):
+def test_a_model_is_fed_what_it_was_trained_on(small, method, span):
     "Prediction and training turn the same slice into the same numbers, up to the 8 bits of the dataset."
     from lungseg.predict import Model, predict_logits
     from lungseg.recipe import Recipe
@@ -317,10 +317,10 @@ def test_a_model_is_fed_what_it_was_trained_on(phantom, method, span):
             fed.append(x)
             return super().forward(x)
 
-    list(predict_logits(Model(Eye(3, 1, 2, 1), Recipe(prepare=prep), {}, "float32"), phantom.hu, batch=7))
+    list(predict_logits(Model(Eye(3, 1, 2, 1), Recipe(prepare=prep), {}, "float32"), small.hu, batch=7))
     fed = torch.cat(fed)
     rows = np.clip(np.arange(len(fed))[:, None] + np.array([-1, 0, 1]), 0, len(fed) - 1)
-    pictures = prepare_images(phantom.hu, prep)[rows]
+    pictures = prepare_images(small.hu, prep)[rows]
     assert torch.allclose(fed, for_network(pictures, prep), atol=1e-6)
     kept = for_network((pictures * 127.5 + 127.5).round() / 127.5 - 1, prep)
     assert (fed - kept).abs().quantile(0.99) < 1.01 / 255
@@ -398,16 +398,16 @@ def test_negatives_of_a_lung_box_are_slices_of_the_box(two):
 
 @pytest.mark.parametrize("equalise", ["histogram", "clahe"])
 @pytest.mark.parametrize("method", ["window", "winsorise", "zscore"])
-def test_equalised_slices_keep_their_range_and_their_air(phantom, equalise, method):
+def test_equalised_slices_keep_their_range_and_their_air(small, equalise, method):
     prep = Preparation(size=64, method=method, equalise=equalise)
-    view = view_of(phantom.hu, prep)
-    plain = prepare_images(phantom.hu, replace(prep, equalise="none"), view)
-    images = prepare_images(phantom.hu, prep, view)
+    view = view_of(small.hu, prep)
+    plain = prepare_images(small.hu, replace(prep, equalise="none"), view)
+    images = prepare_images(small.hu, prep, view)
     assert images.dtype == torch.float32 and images.shape == plain.shape
     assert -1 <= images.min() and images.max() <= 1 and images.isfinite().all()
     assert images[plain == -1].mean() < -0.95
     assert (images - plain).abs()[10:20].mean() > 0.02
-    some = prepare_images(phantom.hu, prep, view, range(7, 9))
+    some = prepare_images(small.hu, prep, view, range(7, 9))
     assert torch.equal(some, images[7:9])  # a slice does not depend on those that are prepared with it
 
 
@@ -417,3 +417,102 @@ def test_soft_tissue_is_about_where_density_is_painted(phantom, equalise):
     view = replace(view_of(phantom.hu, prep), frame=whole_frame(phantom.hu.shape[1:]))
     soft = np.abs(phantom.hu - 40) < 20
     assert abs(prepare_images(phantom.hu, prep, view)[soft].median() - prep.tissue) < 0.25
+
+
+@pytest.fixture(scope="module")
+def small():
+    "A small phantom."
+    return draw_phantom(11, size=64, slices=24)
+
+
+def one_case(folder, phantom):
+    "A store of one case."
+    (folder / "volumes").mkdir(parents=True)
+    np.savez(folder / "volumes" / "Case_000.npz", hu=phantom.hu, mask=lungs_of(phantom).astype(np.uint8))
+    return build_store(find_cases(folder / "volumes").cases, folder / "store")
+
+
+def views_in(store):
+    return sorted(f.name for f in (store.path / "Case_000").glob("*view_*"))
+
+
+def test_what_was_found_of_a_case_is_read_only_for_the_same_ct_settings_and_code(
+    small, tmp_path, monkeypatch
+):
+    store, calls, really = one_case(tmp_path, small), [], slices.view_of
+    monkeypatch.setattr(slices, "view_of", lambda *a: (calls.append(1), really(*a))[1])
+    prep = replace(SUPPRESSED, size=16)
+    one, two = (SliceDataset(store, store.names, prep) for _ in range(2))
+    assert len(calls) == len(views_in(store)) == 1
+    assert all(
+        torch.equal(a, b) for a, b in zip(one.batch(np.arange(9)), two.batch(np.arange(9)), strict=True)
+    )
+    assert one.missed == two.missed
+    SliceDataset(store, store.names, replace(prep, size=24, method="zscore", neighbours=1))  # not of the view
+    assert len(calls) == 1
+    SliceDataset(store, store.names, replace(prep, box_margin_mm=20.0))
+    assert len(calls) == len(views_in(store)) == 2
+    case = store.case("Case_000")
+    slices.kept_view(replace(case, spacing_mm=(3.0, 1.0, 1.0), spacing_known=True), prep)
+    slices.kept_view(replace(case, meta=case.meta | {"sha256": {"hu": "another"}}), prep)
+    assert len(calls) == 4
+    monkeypatch.setattr(slices, "_code", lambda: "of tomorrow")
+    slices.kept_view(case, prep)
+    assert len(calls) == 5
+    assert (
+        not store.verify()
+        and store.names == build_store(find_cases(tmp_path / "volumes").cases, store.path).names
+    )
+
+
+@pytest.mark.parametrize("harm", ["cut", "emptied", "of something else"])
+def test_a_broken_view_is_found_again(small, tmp_path, harm):
+    store = one_case(tmp_path, small)
+    case, prep = store.case("Case_000"), replace(SUPPRESSED, size=16)
+    view = slices.kept_view(case, prep)
+    path = store.path / "Case_000" / views_in(store)[0]
+    if harm == "of something else":
+        np.savez(path, nothing=np.zeros(3))
+    else:
+        path.write_bytes(path.read_bytes()[: 200 if harm == "cut" else 0])
+    for _ in range(2):
+        again = slices.kept_view(case, prep)
+        assert (again.frame, again.shown) == (view.frame, view.shown)
+        assert np.array_equal(again.region, view.region)
+
+
+def test_a_store_that_cannot_be_written_to_serves_as_well(small, tmp_path, monkeypatch):
+    store = one_case(tmp_path, small)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(slices.np, "savez_compressed", full)
+    assert len(SliceDataset(store, store.names, replace(LUNGS, size=16)))
+    assert views_in(store) == []
+
+
+def test_a_case_without_lungs_says_so_every_time(small, tmp_path):
+    store = one_case(tmp_path, small)
+    np.save(store.path / "Case_000" / "hu.npy", without_lungs(small))
+    for _ in range(2):
+        with pytest.warns(NoLungsWarning, match="Case_000: no lungs found"):
+            SliceDataset(store, store.names, replace(SUPPRESSED, size=16))
+    assert len(views_in(store)) == 1
+
+
+def test_memory_does_not_grow_with_the_cohort(two, tmp_path, monkeypatch):
+    "Kept in files, slices are prepared a few at a time, and two cases take no more memory than one."
+    import tracemalloc
+
+    peaks, at_once, really = [], [], slices.resize
+    monkeypatch.setattr(slices, "resize", lambda x, *a, **k: (at_once.append(len(x)), really(x, *a, **k))[1])
+    for k, many in enumerate((1, 1, 2)):  # the first one warms up
+        tracemalloc.start()
+        data = SliceDataset(two, two.names[:many], Preparation(size=256), folder=tmp_path / str(k))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert isinstance(data.images, np.memmap) and isinstance(data.masks, np.memmap)
+        assert len(data) == many * 24
+    a_case = data.images[:24].nbytes + data.masks[:24].nbytes
+    assert peaks[2] - peaks[1] < 0.1 * a_case and max(at_once) <= 16
