@@ -156,7 +156,27 @@ def as_metrics(
         named[f"{what}/{part}" if part in COLOUR else key] = value
     return {k: v for k, v in named.items() if k not in ("epoch", "step") and not math.isnan(v)}
 
-# %% ../nbs/11e_watch.ipynb #dc10549d
+# %% ../nbs/11e_watch.ipynb #bcc57d03
+class WatchingWarning(UserWarning):
+    "A training cannot be watched as was asked; it goes on."
+
+
+@contextmanager
+def _warned(
+    name: str,  # who watches
+) -> Iterator[None]:
+    "What fails in the block is a warning."
+    try:
+        yield
+    except Exception as e:  # a server that is down, a full disk, a display that is gone
+        warnings.warn(f"{name}: {_said(e)}; training goes on", WatchingWarning, stacklevel=4)
+
+
+def _said(error: Exception) -> str:
+    "An error of somebody else's package, in one line."
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+# %% ../nbs/11e_watch.ipynb #e634d0ad
 @contextmanager
 def _to_tensorboard(
     run: Path,
@@ -219,18 +239,15 @@ def _to_mlflow(
         for key, value in as_metrics(history[-1]).items():
             client.log_metric(run_id, key, value, step=int(history[-1]["epoch"]))
 
+    end = "KILLED"
     try:
         yield tell
-    except BaseException:
-        client.set_terminated(run_id, "KILLED")
-        raise
-    client.set_terminated(run_id, "FINISHED")
+        end = "FINISHED"
+    finally:
+        with _warned("mlflow"):
+            client.set_terminated(run_id, end)
 
-# %% ../nbs/11e_watch.ipynb #0e0d0683
-class WatchingWarning(UserWarning):
-    "A training cannot be watched as was asked; it goes on."
-
-
+# %% ../nbs/11e_watch.ipynb #76ef91ed
 @contextmanager
 def watching(
     run: Path,  # the run's folder
@@ -245,16 +262,19 @@ def watching(
     check_logs(logs)
     curves = LiveCurves(recipe.fit) if live or (live is None and in_notebook()) else None
     with ExitStack() as stack:
-        tell = {name: stack.enter_context(_TO[name](Path(run), recipe)) for name in logs}
+        tell = {}
+        for name in logs:
+            try:
+                tell[name] = stack.enter_context(_TO[name](Path(run), recipe))
+            except Exception as e:  # before anything is trained, what does not work is an error
+                raise ModelError(f"log: {name} cannot be written to ({_said(e)})") from e
         if curves:
             tell["live curves"] = curves.show
 
         def seen(history: Sequence[Mapping[str, float]], epochs: int) -> None:
             for name, told in tell.items():
-                try:
+                with _warned(name):
                     told(history, epochs)
-                except Exception as e:  # a server that is down, a full disk, a display that is gone
-                    warnings.warn(f"{name}: {type(e).__name__}: {e}; training goes on", WatchingWarning, 2)
 
         yield seen
 
