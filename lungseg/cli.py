@@ -973,7 +973,7 @@ def _amount(number: float) -> str:
         return f"{number:.0f}"
     return f"{number:.1f}" if number >= 0.05 else "<0.1"
 
-# %% ../nbs/18_cli.ipynb #071d43fa
+# %% ../nbs/18_cli.ipynb #f072c047
 def _listed(names: list[str] | None) -> list[str]:
     "Names that were given one by one, or with commas."
     return [name.strip() for given in names or () for name in given.split(",")]
@@ -1018,6 +1018,7 @@ def train(
     The same once more: lungseg train _data/phantom _runs/again --like _runs/first
     """
     from lungseg.cohort import build_store, changed, find_cases
+    from lungseg.distributed import first_goes_first
     from lungseg.reading import not_there, opened
     from lungseg.splits import check_how, chosen_split
     from lungseg.recipe import load_recipe, with_settings
@@ -1044,7 +1045,8 @@ def train(
             raise InputError(
                 f"{run.name}: holds a run on other data ({', '.join(other[:3])} differ), expected a new folder"
             )
-        store = build_store(found, run / "store", workers=2, correct=correct)
+        with first_goes_first("store"):
+            store = build_store(found, run / "store", workers=2, correct=correct)
     if like:
         parts, how = asked_of(like, store)[1], f"as in {like.name}"
     else:
