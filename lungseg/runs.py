@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from lightning_fabric import Fabric
 
-# %% ../nbs/11b_runs.ipynb #24a91575
+# %% ../nbs/11b_runs.ipynb #84879e8f
 @contextmanager
 def on_disk(
     what: str,  # what is written in the block, in the words of the message
@@ -67,7 +67,7 @@ def _write(path: Path, content: bytes) -> None:
         f.flush()
         os.fsync(f.fileno())
 
-
+# %% ../nbs/11b_runs.ipynb #934df462
 FORMAT = "lungseg 1"  # of weights; another one is not read
 
 
@@ -79,17 +79,12 @@ def save_weights(
 ) -> Path:
     "Weights as safetensors, with the recipe as metadata. Raises `ModelError` if the disk is full."
     weights = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
+    inside = {"format": FORMAT, "lungseg": version("lungseg"), "recipe": recipe_to_toml(recipe), **about}
     with on_disk(path.name, path.parent):
-        _write(
-            path,
-            save(
-                weights,
-                {"format": FORMAT, "recipe": recipe_to_toml(recipe), **about, "lungseg": version("lungseg")},
-            ),
-        )
+        _write(path, save(weights, inside))
     return path
 
-# %% ../nbs/11b_runs.ipynb #8191ce6d
+# %% ../nbs/11b_runs.ipynb #8807c44d
 def recipe_inside(
     about: Mapping[str, str],  # the metadata of a weights file
     name: str,  # of the file, for messages
@@ -105,13 +100,9 @@ def recipe_inside(
     try:
         return recipe_from_toml(about.get("recipe", ""), where=f"{name}, recipe inside")
     except ModelError as e:
-        wrote = about.get("lungseg", "")
-        hint = (
-            f" (lungseg {wrote} wrote it, this is {version('lungseg')})"
-            if wrote != version("lungseg")
-            else ""
-        )
-        raise ModelError(f"{e}{hint if wrote else ''}") from None
+        wrote, ours = about.get("lungseg"), version("lungseg")
+        newer = f" (lungseg {wrote} wrote it, this is {ours})" if wrote not in (None, ours) else ""
+        raise ModelError(f"{e}{newer}") from None
 
 # %% ../nbs/11b_runs.ipynb #f8195cba
 HISTORY = ("epoch", "step", "lr", "train_loss", "train_dice", "train_accuracy")
