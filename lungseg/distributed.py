@@ -161,7 +161,7 @@ def share_batch_norms(
                 setattr(module, name, shared)
     return net
 
-# %% ../nbs/11c_distributed.ipynb #8d44225b
+# %% ../nbs/11c_distributed.ipynb #184b6be0
 def join(
     device: str,  # "cpu", "cuda" or "mps"
     precision: str,  # "float32" or "bfloat16"
@@ -189,9 +189,7 @@ def join(
         num_nodes=size // here,
         precision=PRECISIONS[precision],
         plugins=[TorchElasticEnvironment()],
-        strategy=DDPStrategy(
-            process_group_backend=backend, broadcast_buffers=False, find_unused_parameters=parts_rest
-        ),
+        strategy=DDPStrategy(process_group_backend=backend, find_unused_parameters=parts_rest),
     )
     fabric.launch()
     return fabric, Team(fabric.global_rank, fabric.world_size)
