@@ -2,11 +2,11 @@
 
     python benchmarks/augment_speed.py [--size 256] [--batch 4] [--rounds 7] [--recipe lungseg] [--threads 2]
 
-Each augmentation alone, what the recipe asks for, and all of these at once, each timed once in every round, in
+Each augmentation alone, what the recipe asks for, and all of these at once are timed once in every round, in
 turn with a training step of the recipe's network (forward, loss, backward; fp32) on the same batch, on the
 processor. Slices are varied one by one, each with a generator of its own, as training does. The table gives
-medians and their share of the step; training varies slices in a thread beside the steps, so not all of that share
-is waited for.
+medians and their share of the step; training varies slices in a thread beside the steps, so not all of that
+share is waited for.
 """
 
 import argparse
