@@ -267,7 +267,7 @@ def fold_words(
         lines.append(f"{method}: mean {patient_interval(own)}, worst {worst.dice:.3f} ({worst.case})")
     return "\n".join(lines)
 
-# %% ../nbs/14a_folds.ipynb #194a2a8d
+# %% ../nbs/14a_folds.ipynb #2297d1de
 def _scored(
     out: Path,  # folder of a cross-validation, or an evaluated run
 ) -> tuple[Evaluation, list[dict]]:  # its tested cases, both methods; what is told of each training
@@ -304,7 +304,8 @@ def compare(
 ) -> pd.DataFrame:  # one row a recipe, the best first, and the baseline last
     """Recipes beside the baseline: cases, mean 3-D Dice, the worst case, minutes of a training, parameters.
 
-    `better` counts the cases on which the recipe is above the baseline; `minutes` is the mean over folds.
+    `better` counts the cases on which the recipe is above the baseline; `minutes` is the mean over folds, and counts
+    the steps alone, not the preparing of slices nor the looking at validation patients.
     Raises `CohortError` if not all were tested on the same cases, `InputError` if one is not finished.
     """
     scores, rows = {}, []

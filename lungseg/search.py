@@ -547,7 +547,7 @@ def _until_enough(
             kept = counted(int((trials_table(study).state == "complete").sum()), "finished trial")
             raise KeyboardInterrupt(f"search stopped: {kept} kept; the same call goes on") from None
 
-# %% ../nbs/14b_search.ipynb #c0fcc090
+# %% ../nbs/14b_search.ipynb #acf7d356
 def trials_table(
     study: "Study",
 ) -> (
@@ -589,9 +589,8 @@ def _written(study: "Study", recipe: Recipe, space: Space, split: dict[str, list
     row = whole.loc[whole.dice.idxmax()]
     found = with_values(recipe, study.trials[int(row.trial)].params)
     chosen_by = counted(len(split["validation"]), "validation case")
-    about = (
-        f"The best of {counted(len(table), 'trial')} from {recipe.name}: Dice {row.dice:.4f} on {chosen_by}."
-    )
+    ended = counted(int((table.state != "running").sum()), "trial")
+    about = f"The best of {ended} from {recipe.name}: Dice {row.dice:.4f} on {chosen_by}."
     found = found.but(name=f"{recipe.name}-searched", about=about)
     mattered = importances(study)
     with alone(out):
