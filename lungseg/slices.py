@@ -8,9 +8,11 @@ __all__ = ['METHODS', 'EQUALISE', 'AIR_GREY', 'END_SHARE', 'Preparation', 'scale
            'prepare_images', 'prepare_masks', 'put_back', 'at_ends', 'kept_view', 'SliceDataset', 'epoch_order',
            'batches']
 
-# %% ../nbs/08_slices.ipynb #c8b3d0d6
+# %% ../nbs/08_slices.ipynb #50eba5f5
+import errno
 import json
 import math
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -424,7 +426,7 @@ def _code() -> str:
     texts = (files("lungseg") / f"{name}.py" for name in ("volume", "isolate", "region", "slices"))
     return sha256(b"".join(text.read_bytes() for text in texts)).hexdigest()
 
-# %% ../nbs/08_slices.ipynb #3e4e07a7
+# %% ../nbs/08_slices.ipynb #643b0b60
 class SliceDataset(Dataset):
     """The slices of some cases at the network's size, as (picture in [-1, 1], mask in [0, 1]) pairs.
 
@@ -532,7 +534,19 @@ def _array(folder: Path | None, name: str, shape: tuple[int, ...]) -> np.ndarray
     if folder is None:
         return np.empty(shape, np.uint8)
     folder.mkdir(parents=True, exist_ok=True)
-    return np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.uint8, shape=shape)
+    array = np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.uint8, shape=shape)
+    if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and not the end of the process later
+        with (folder / f"{name}.npy").open("r+b") as f:
+            try:
+                os.posix_fallocate(f.fileno(), 0, os.fstat(f.fileno()).st_size)
+            except OSError as e:
+                if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                    return array  # a disk on which nothing can be reserved
+                size = f"{array.nbytes / 2**30:.1f} GiB"
+                raise ModelError(
+                    f"prepared slices: {size} cannot be written ({e.strerror}): make room"
+                ) from e
+    return array
 
 # %% ../nbs/08_slices.ipynb #79c9d478
 def epoch_order(

@@ -485,3 +485,19 @@ def test_a_run_that_is_watched_with_tensorboard_has_every_epoch_there(first, tmp
     assert [e.value for e in read.Scalars("loss/train")] == pytest.approx(list(kept), rel=1e-4)
     done, said = run("train", first / "data", tmp_path / "other", "--log", "tensorbord")
     assert done == 2 and "got 'tensorbord'; did you mean \"tensorboard\"?" in said
+
+
+def test_slices_that_do_not_fit_on_the_disk_are_an_error_before_the_training(first, tmp_path, monkeypatch):
+    "A file that is mapped and has no room would end the process when it is written to, without a word."
+    if not hasattr(os, "posix_fallocate"):
+        pytest.skip("files cannot be reserved on this system")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr("lungseg.train.IN_MEMORY", 0)
+    done, said = run("train", first / "data", tmp_path / "run", "--like", first / "first")
+    assert done == 2
+    assert said.endswith("prepared slices: 0.0 GiB cannot be written (No space left on device): make room")
+    assert not list((tmp_path / "run").glob(".*"))
