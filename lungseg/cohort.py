@@ -445,7 +445,7 @@ def _by_patient(series: Series) -> list[Series]:
         for mine in whose.values()
     ]
 
-# %% ../nbs/07_cohort.ipynb #05f7ce5e
+# %% ../nbs/07_cohort.ipynb #9f9e8f24
 KINDS = ("arrays", "SEG", "RTSTRUCT", "pictures")  # of masks, in the order in which they are preferred
 
 
@@ -503,7 +503,8 @@ def _of_tumour(masks: list[_MaskFile], name: str) -> list[_MaskFile]:
     said = {m: _beyond(m.files[0], name) for m in masks}
     inside = [m for m in masks if m.files[0].suffix.lower() == ".npz" or m.broken]  # its keys say it
     named = [m for m in masks if is_tumour(said[m])]
-    same = [m for m in masks if not _MASK_WORD.sub("", said[m]) or _core(_stem(m.files[0])) == _core(name)]
+    plain = [m for m in masks if not re.search("lung|pulmo", said[m], re.IGNORECASE)]
+    same = [m for m in plain if not _MASK_WORD.sub("", said[m]) or _core(_stem(m.files[0])) == _core(name)]
     if len(named) > 1:
         return [_MaskFile(tuple(m.files[0] for m in named), "arrays")]
     return named or inside or same
