@@ -121,7 +121,7 @@ def parts_of(
     "In how many parts a batch is worked through."
     return math.ceil(n / math.ceil(fit.batch / fit.accumulate))
 
-# %% ../nbs/12_train.ipynb #4336ef5f
+# %% ../nbs/12_train.ipynb #7462cb78
 def ahead(
     work: Iterable[Callable[[], _Done]],  # pieces of it, in order
     *,
@@ -152,7 +152,9 @@ def batch_of(
     "Pictures as the network is fed them, each varied in its own way, and their masks."
     own = [place for part in team.places(len(indices), parts_of(recipe.fit, len(indices))) for place in part]
     aug, chances = recipe.augment, [generator(recipe.seed, "augment", step, place) for place in own]
-    thick = np.concatenate([thickness(aug, 1, chance) for chance in chances]) if aug.thickness else None
+    thick = (
+        np.concatenate([thickness(aug, 1, chance) for chance in chances]) if aug.thickness and own else None
+    )
     images, masks = data.batch(indices[own], thick)
     for k, chance in enumerate(chances):
         this = slice(k, k + 1)
