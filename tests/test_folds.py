@@ -2,6 +2,9 @@
 
 import json
 import shutil
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
 from unittest.mock import patch
 
 import numpy as np
@@ -208,3 +211,17 @@ def test_the_commands_go_from_volumes_to_a_table_and_another_process_gives_what_
     ran = runner.invoke(app, ["crossvalidate", str(volumes), str(tmp_path / "new"), "--folds", "some"])
     assert ran.exit_code == 2 and "folds: expected a number from 2, or leave-one-out, got some" in ran.output
     assert not (tmp_path / "new").exists()
+
+
+def test_a_process_that_is_ended_from_outside_is_one_clear_error(store, tmp_path, monkeypatch):
+    class Broken:
+        def submit(self, *told):
+            future = Future()
+            future.set_exception(BrokenProcessPool("terminated abruptly"))
+            return future
+
+    monkeypatch.setattr(under_test, "pool", lambda workers: nullcontext(Broken()))
+    with pytest.raises(
+        ModelError, match="memory runs out; finished folds are kept, go on with fewer workers"
+    ):
+        crossvalidate(store, TINY, tmp_path / "out", folds=2, workers=2)
