@@ -973,7 +973,7 @@ def _amount(number: float) -> str:
         return f"{number:.0f}"
     return f"{number:.1f}" if number >= 0.05 else "<0.1"
 
-# %% ../nbs/18_cli.ipynb #f072c047
+# %% ../nbs/18_cli.ipynb #eb281df6
 def _listed(names: list[str] | None) -> list[str]:
     "Names that were given one by one, or with commas."
     return [name.strip() for given in names or () for name in given.split(",")]
@@ -1023,6 +1023,7 @@ def train(
     from lungseg.splits import check_how, chosen_split
     from lungseg.recipe import load_recipe, with_settings
     from lungseg.runs import like as asked_of
+    from lungseg.runs import unlike
     from lungseg.train import train as fit
     from lungseg.watch import check_logs
 
@@ -1054,6 +1055,7 @@ def train(
     fit(store, parts, settings, run, resume=resume, logs=_listed(log))
     say = f"trained on {counted(len(parts['train']), 'case')}, {len(parts['test'])} kept for testing ({how}): {run}"
     remarks = _remarks(store, run)
+    remarks += [f"{like.name}: {line}; digits may differ" for line in unlike(like)] if like else []
     facts = {"split": parts, "how": how, "run": str(run), "remarks": remarks, "held": list(store.held)}
     return facts | {"say": "\n".join([*in_short(remarks), say])}
 

@@ -6,9 +6,9 @@
 __all__ = ['FORMAT', 'HISTORY', 'START_ANEW', 'WRITTEN', 'PACKAGES', 'on_disk', 'save_weights', 'recipe_inside', 'write_history',
            'read_history', 'Progress', 'random_state', 'set_random_state', 'DamagedCheckpointWarning', 'checkpoints',
            'save_checkpoint', 'load_checkpoint', 'check_split', 'data_hashes', 'other_data', 'claim', 'hardware',
-           'describe_run', 'like']
+           'describe_run', 'like', 'unlike']
 
-# %% ../nbs/11b_runs.ipynb #752e4bab
+# %% ../nbs/11b_runs.ipynb #53a781f4
 import csv
 import math
 import os
@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO, StringIO
 from pathlib import Path
 from pickle import UnpicklingError
@@ -500,3 +500,25 @@ def like(
         ]
         raise ModelError(f"{run.name}: cannot be repeated on other data: {'; '.join(said)}")
     return recipe, split
+
+# %% ../nbs/11b_runs.ipynb #08c7a6f7
+def unlike(
+    run: Path | str,  # a run's folder
+) -> list[str]:  # "torch 2.6.0 then, 2.7.1 now"; empty if all is the same, or the run does not say
+    "In what this machine differs from the one on which a run was made: what may change the last digits of a repetition."
+    path = Path(run) / "run.json"
+    then = read_json(path) if path.is_file() else {}
+    pairs = [(name, was, _version(name)) for name, was in then.get("versions", {}).items()]
+    now = hardware()
+    pairs += [(key, then["hardware"][key], now[key]) for key in ("processor", "gpu") if "hardware" in then]
+    pairs += [("threads", then["threads"], torch.get_num_threads())] if "threads" in then else []
+    return [f"{what} {was} then, {here} now" for what, was, here in pairs if was != here]
+
+
+def _version(name: str) -> str:
+    if name == "python":
+        return platform.python_version()
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "absent"

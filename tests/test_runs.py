@@ -325,6 +325,16 @@ def test_a_run_like_another_has_its_weights(first):
     assert like(first / "first")[0].seed == 4 and like(first / "first")[0].fit.deterministic
 
 
+def test_a_run_like_another_on_another_machine_says_what_is_not_the_same(first, tmp_path):
+    earlier = shutil.copytree(first / "first", tmp_path / "earlier")
+    told = read_json(earlier / "run.json")
+    write_json(earlier / "run.json", told | {"versions": told["versions"] | {"torch": "1.0"}})
+    words = ["train", first / "data", tmp_path / "again", "--like", earlier]
+    done = CliRunner().invoke(cli.app, [str(word) for word in words])
+    assert done.exit_code == 0
+    assert f"earlier: torch 1.0 then, {torch.__version__} now; digits may differ" in done.stdout
+
+
 def test_a_run_like_another_on_other_data_is_refused_and_names_the_cases(first, tmp_path):
     known = like(first / "first")[1]
     changed = known["train"][0]
