@@ -97,10 +97,11 @@ def _why_one(store: Store, name: str, other: str) -> str:
         return "the same voxels under two identifiers, expected both in one part"
     return "one patient by way of a third case, expected all in one part"
 
-# %% ../nbs/07a_splits.ipynb #76a7df93
+# %% ../nbs/07a_splits.ipynb #d1bd76ec
 DERIVED = {
     "empty_share": lambda m: m["empty_slices"] / m["shape"][0],
     "lung_share": lambda m: mask_voxels(m) / math.prod(m["shape"]),
+    "holds": lambda m: "yes" if mask_voxels(m) else "no",
 }
 _AGE_UNITS = {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0}  # DICOM PS3.5, VR of Age String
 
@@ -663,7 +664,7 @@ def load_split(
         raise InputError(f"{Path(path).name}: {len(folds)} folds, expected one split")
     return folds[0]
 
-# %% ../nbs/07a_splits.ipynb #0c0a871f
+# %% ../nbs/07a_splits.ipynb #b505a09b
 WAYS = ("drawn", "balanced", "given", "lctsc")
 
 
@@ -697,11 +698,15 @@ def chosen_split(
     test: float | int = 1 / 3,  # share of the patients to test on, where it is not said by `how`
     validation: float | int | None = None,  # and of the rest to validate on; None: a quarter of six or more
     seed: int = 0,
-    stratify: str | Sequence[str] | None = "PatientSex",
+    stratify: str
+    | Sequence[str]
+    | None = "usual",  # "usual": by sex; in a store of tumours, by whether there is one
     renamed: Mapping[str, str] | None = None,  # original name to the store's, where names were changed
 ) -> tuple[dict[str, list[str]], str]:  # the split; how it was made, in words
     "A split by a word, a file, or names. Raises `InputError` for another word, and like the function it stands for."
     check_how(how)
+    if stratify == "usual":
+        stratify = "PatientSex" if store.target == "lungs" else "holds"
     if isinstance(how, str | Path) and str(how).lower().endswith(".json"):
         return load_split(how, store), f"read from {Path(how).name}"
     if not isinstance(how, str | Path):
