@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FIELD', 'differing', 'slice_means', 'watched']
 
-# %% ../nbs/14c_field.ipynb #36178145
+# %% ../nbs/14c_field.ipynb #ac8abc5e
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +19,7 @@ from .core import CohortError
 from .losses import make_loss
 from .metrics import Counts
 from .predict import Model, load_model
-from .recipe import Recipe, load_recipe
+from .recipe import Recipe
 from .slices import SliceDataset, for_network
 from .train import train
 
@@ -49,7 +49,7 @@ def differing(
     table = pd.DataFrame(columns).rename_axis("key")
     return table[[len({repr(v) for v in row}) > 1 for row in table.to_numpy()]]
 
-# %% ../nbs/14c_field.ipynb #f38de8e9
+# %% ../nbs/14c_field.ipynb #8c180c04
 @torch.no_grad()
 def slice_means(
     model: Model,
@@ -84,9 +84,9 @@ def watched(
     run: Path | str,  # folder of the run
     parts: Sequence[str] = ("train", "test"),  # of the split, scored after each epoch
     *,
-    device: str = "auto",
+    device: str = "auto",  # "auto", "cpu", "cuda" or "mps"
 ) -> pd.DataFrame:  # one row an epoch and part: loss, accuracy, Dice of slices that are not empty
-    """Train, and score parts of the split after each epoch, the test patients if asked to: to show what that does.
+    """Train, and score parts of the split after each epoch, the test patients too, to show what that does.
 
     Raises `CohortError` if the split has validation patients or a part is empty, and like `train`.
     """

@@ -1,0 +1,143 @@
+"""All recipes on one cohort and one split beside the baseline that learned nothing: the table of the field.
+
+    python benchmarks/field_table.py --data COHORT --out FOLDER [--test CASE ... | --test 0.33]
+        [--validation 0] [--size 256] [--epochs 10] [--recipe NAME ...] [--tumours COHORT] [--device auto]
+
+Every recipe is a run in FOLDER/NAME: trained, evaluated, and not done again if it is finished; stopped at any
+time, the same command goes on. --size makes the slices of larger recipes smaller, --epochs sets the number of
+epochs of all; without them each recipe is run as its file says, which for slices of 512 x 512 takes long. The
+scores are of the test cases on the grid of their own CT. `dice` is the mean over patients in 3-D, `worst` the
+worst of them; accuracy, precision, recall and F1 are of all pixels together. `minutes` counts training steps.
+
+The recipe that looks for tumours cannot be trained on masks of lungs. It gets --tumours, a cohort with
+their outlines, or else phantoms that are drawn into FOLDER, and a table of its own. What could not be trained
+stands below the tables, with its reason.
+"""
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+from lungseg.cohort import Store, build_store, find_cases
+from lungseg.core import Held, LungsegError
+from lungseg.evaluate import evaluate, markdown_table, pixel_scores
+from lungseg.field import FIELD
+from lungseg.folds import compare
+from lungseg.phantom import write_cohort
+from lungseg.recipe import Recipe, load_recipe
+from lungseg.splits import chosen_split, load_split, save_split
+from lungseg.train import train
+
+OURS = ("lungseg", "lungbox")
+
+
+def asked() -> argparse.Namespace:
+    "What is asked for on the command line."
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="cohort with masks of lungs")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs and the table")
+    parser.add_argument(
+        "--test", nargs="+", default=["0.33"], help="cases to test on, or a share of the patients"
+    )
+    parser.add_argument("--validation", type=float, help="share of the other patients to choose weights by")
+    parser.add_argument("--size", type=int, help="rows and columns, where a recipe has more")
+    parser.add_argument("--epochs", type=int, help="of every recipe")
+    parser.add_argument("--recipe", nargs="+", default=[*OURS, *FIELD], help="names or TOML files")
+    parser.add_argument("--tumours", type=Path, help="cohort with outlines of tumours; else phantoms")
+    parser.add_argument("--phantoms", type=int, default=8, help="how many of them, if they are drawn")
+    parser.add_argument("--seed", type=int, default=0, help="of the split")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    return parser.parse_args()
+
+
+def scaled(recipe: Recipe, size: int | None, epochs: int | None) -> Recipe:
+    "A recipe on slices that are no larger, and for so many epochs."
+    recipe = recipe.but(prepare={"size": min(recipe.prepare.size, size or recipe.prepare.size)})
+    return recipe.but(fit={"epochs": epochs}) if epochs else recipe
+
+
+def stored(data: Path, out: Path, target: str) -> Store:
+    "A cohort as a case store."
+    return build_store(find_cases(data, target=target), out / f"store_{target}", workers=2)
+
+
+def divided(store: Store, out: Path, options: argparse.Namespace) -> dict[str, list[str]]:
+    "One split for all recipes, kept beside the runs."
+    path = out / f"split_{store.target}.json"
+    if not path.is_file():
+        share = float(options.test[0]) if options.test[0].replace(".", "", 1).isdecimal() else None
+        listed = share is None and set(options.test) <= set(store.names)  # of the other cohort if not
+        split, how = chosen_split(
+            store,
+            list(options.test) if listed else "drawn",
+            test=share or 1 / 3,
+            validation=options.validation,
+            seed=options.seed,
+        )
+        save_split(split, path, store, method=how, seed=options.seed)
+    return load_split(path, store)
+
+
+def finished(recipe: Recipe, store: Store, split: dict, run: Path, device: str) -> Held | None:
+    "Train and evaluate a recipe, unless that is done; why it could not be, if it could not."
+    try:
+        train(store, split, recipe, run, device=device)
+        evaluate(run, store, split=split)
+    except LungsegError as e:
+        return Held(recipe.name, str(e))
+    return None
+
+
+def pixels(run: Path, store: Store, split: dict) -> dict[str, dict[str, float]]:
+    "Scores of all pixels of the tested cases, by method."
+    patients = evaluate(run, store, split=split).patients  # predictions are kept
+    table = pixel_scores(patients[patients.split == "test"]).set_index("method")
+    return table[["accuracy", "precision", "recall", "f1"]].to_dict("index")
+
+
+def table_of(runs: list[Path], store: Store, split: dict) -> pd.DataFrame:
+    "The recipes beside the baseline."
+    table = compare(runs)
+    scores = {load_recipe(run / "recipe.toml").name: pixels(run, store, split) for run in runs}
+    rows = [scores[name]["network"] for name in table.recipe[:-1]] + [
+        pixels(runs[0], store, split)["threshold"]
+    ]
+    return pd.concat([table, pd.DataFrame(rows)], axis=1)
+
+
+def main() -> None:
+    "Train, evaluate, print."
+    options = asked()
+    recipes = [scaled(load_recipe(name), options.size, options.epochs) for name in options.recipe]
+    held: list[Held] = []
+    for target in ("lungs", "tumour"):
+        own = [r for r in recipes if r.target == target]
+        if not own:
+            continue
+        data = options.data if target == "lungs" else options.tumours or options.out / "phantoms"
+        if target == "tumour" and not options.tumours and not data.exists():
+            write_cohort(data, cases=options.phantoms, size=128, slices=40, tumours=True, workers=2)
+        store = stored(data, options.out, target)
+        split = divided(store, options.out, options)
+        whole = {name: sorted(split.get(name, [])) for name in ("train", "validation", "test")}
+        runs = []
+        for recipe in own:
+            run = options.out / recipe.name
+            why = finished(recipe, store, whole, run, options.device)
+            held += [why] if why else []
+            runs += [] if why else [run]
+        if runs:
+            table = table_of(runs, store, whole)
+            table.to_csv(options.out / f"field_{target}.csv", index=False)
+            drawn = " (phantoms)" if target == "tumour" and not options.tumours else ""
+            print(f"\n{target}: {len(store)} cases{drawn}, tested on {', '.join(whole['test'])}\n")
+            print(markdown_table(table, digits=4))
+    for why in held:
+        print(f"not in the table: {why}")
+
+
+if __name__ == "__main__":
+    main()
