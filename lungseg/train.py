@@ -121,7 +121,7 @@ def parts_of(
     "In how many parts a batch is worked through."
     return math.ceil(n / math.ceil(fit.batch / fit.accumulate))
 
-# %% ../nbs/12_train.ipynb #7462cb78
+# %% ../nbs/12_train.ipynb #0da77753
 def ahead(
     work: Iterable[Callable[[], _Done]],  # pieces of it, in order
     *,
@@ -280,14 +280,14 @@ def take_step(
     optimiser.step()
     optimiser.zero_grad()
 
-# %% ../nbs/12_train.ipynb #3ff98553
+# %% ../nbs/12_train.ipynb #a8f5dc9e
 def confusion(
     logits: Float[Tensor, "b 1 h w"],
     target: Float[Tensor, "b 1 h w"],  # fractions; a half or more counts as inside
 ) -> Int64[Tensor, "4"]:  # tp, fp, fn, tn: pixels found, invented, missed and rightly left alone
     "How a whole batch's pixels were judged."
     pred, ref = logits > 0, target >= 0.5
-    tp, found, wanted = ((pred & ref).sum(), pred.sum(), ref.sum())
+    tp, found, wanted = (x.count_nonzero() for x in (pred & ref, pred, ref))
     return torch.stack([tp, found - tp, wanted - tp, pred.numel() - found - wanted + tp])
 
 
@@ -687,10 +687,8 @@ def _written(loop: Loop, data: Mapping[str, SliceDataset | None], *, finished: b
     told = describe_run(loop.state, loop.fabric, finished=finished)
     write_json(loop.run / "run.json", told | {"processes": loop.team.size, "notes": notes})
 
-# %% ../nbs/12_train.ipynb #861a4d4f
-PAYS_AFTER = (
-    1200.0  # seconds of training of which a tenth, saved, is as long as compiling took here: two minutes
-)
+# %% ../nbs/12_train.ipynb #5c642fb7
+PAYS_AFTER = 1200.0  # seconds of training: a tenth of them was saved where compiling took two minutes
 
 
 class EagerWarning(UserWarning):

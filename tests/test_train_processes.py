@@ -25,7 +25,7 @@ TINY = Recipe(
     name="tiny",
     prepare=Preparation(size=32),
     net=Net(width=4, depth=2, dropout=0.1),
-    fit=Fit(epochs=5, batch=2, lr=1e-2, ema=0.8, precision="float32", deterministic=True, schedule="plateau"),
+    fit=Fit(epochs=8, batch=2, lr=1e-2, ema=0.8, precision="float32", deterministic=True, schedule="plateau"),
 )
 
 
@@ -115,7 +115,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_weights(started, stor
         process.start()
         if kill:  # the first dies before it has begun
             until(run, process, before)
-        sleep(chance.uniform(0, 0.1))
+        sleep(chance.uniform(0, 0.03))
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         killed.append((process.exitcode, where(run)))
