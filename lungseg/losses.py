@@ -236,7 +236,7 @@ def boundary_at(
     "The weight of the surface's loss in an epoch: from 0 in the first rising to `boundary` in the last."
     return loss.boundary * min(1.0, epoch / (epochs - 1)) if epochs > 1 else loss.boundary
 
-# %% ../nbs/10_losses.ipynb #01940d1d
+# %% ../nbs/10_losses.ipynb #b0741fbc
 def _minus_dice(logits: Tensor, target: Tensor, **options: Any) -> Tensor:
     return soft_dice_loss(logits, target, **options) - 1
 
