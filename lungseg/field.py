@@ -49,7 +49,7 @@ def differing(
     table = pd.DataFrame(columns).rename_axis("key")
     return table[[len({repr(v) for v in row}) > 1 for row in table.to_numpy()]]
 
-# %% ../nbs/14c_field.ipynb #8c180c04
+# %% ../nbs/14c_field.ipynb #8b284181
 @torch.no_grad()
 def slice_means(
     model: Model,
@@ -103,5 +103,5 @@ def watched(
             seen = slice_means(model, slices, epoch=epoch - 1, epochs=epoch)
             rows.append({"epoch": epoch, "part": part} | seen)
 
-    train(store, split, recipe, run, resume=False, device=device, on_epoch=score)
+    train(store, split, recipe, run, resume=False, device=device, on_epoch=score, live=False)
     return pd.DataFrame(rows)
