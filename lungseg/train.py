@@ -372,7 +372,7 @@ def validate(
         "accuracy": float(accuracy.mean()),
     }
 
-# %% ../nbs/12_train.ipynb #7e1aa6c9
+# %% ../nbs/12_train.ipynb #327a1f25
 @dataclass
 class Loop:
     "What a training goes round with."
@@ -477,24 +477,30 @@ def train(
         }
         loop = _start(recipe, run, fabric, team, data["train"], pause)
         state = loop.state
-        while len(state.history) < loop.epochs and not stalled(state.history, recipe.fit.patience):
-            row = train_epoch(loop, data["train"])
-            _sound(loop)
-            row |= _validated(loop, data["validation"])
-            if team.first and (math.isnan(row["validation_dice"]) or row["validation_dice"] >= state.best):
-                about = {"epoch": f"{row['epoch']:.0f}", "validation_dice": f"{row['validation_dice']:.4f}"}
-                save_weights(state.average, recipe, run / "model.safetensors", **about)
-            state.finish(row)
+        with loop.bar:
+            while len(state.history) < loop.epochs and not stalled(state.history, recipe.fit.patience):
+                row = train_epoch(loop, data["train"])
+                _sound(loop)
+                row |= _validated(loop, data["validation"])
+                if team.first and (
+                    math.isnan(row["validation_dice"]) or row["validation_dice"] >= state.best
+                ):
+                    about = {
+                        "epoch": f"{row['epoch']:.0f}",
+                        "validation_dice": f"{row['validation_dice']:.4f}",
+                    }
+                    save_weights(state.average, recipe, run / "model.safetensors", **about)
+                state.finish(row)
+                if team.first:
+                    save_checkpoint(state, run / "checkpoint")
+                    _written(loop, data, finished=False)
+                    seen(state.history, loop.epochs)
+                    if on_epoch:
+                        on_epoch(dict(row))
+                _stop_if_asked(loop)
             if team.first:
-                save_checkpoint(state, run / "checkpoint")
-                _written(loop, data, finished=False)
-                seen(state.history, loop.epochs)
-                if on_epoch:
-                    on_epoch(dict(row))
-            _stop_if_asked(loop)
-        if team.first:
-            _written(loop, data, finished=True)
-        team.wait()
+                _written(loop, data, finished=True)
+            team.wait()
     return run
 
 # %% ../nbs/12_train.ipynb #5e2b1cc4
