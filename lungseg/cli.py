@@ -973,7 +973,7 @@ def _amount(number: float) -> str:
         return f"{number:.0f}"
     return f"{number:.1f}" if number >= 0.05 else "<0.1"
 
-# %% ../nbs/18_cli.ipynb #eb281df6
+# %% ../nbs/18_cli.ipynb #d32c271b
 def _listed(names: list[str] | None) -> list[str]:
     "Names that were given one by one, or with commas."
     return [name.strip() for given in names or () for name in given.split(",")]
@@ -1090,7 +1090,7 @@ def evaluate(
         raise InputError(f"{run}: expected the folder given to `lungseg train`, found no run.json in it")
     store = Store(run / "store")
     result = score(run, store)
-    pixels, words = pixel_scores(result.patients), BASELINES[store.target][1]
+    pixels, words = pixel_scores(result.patients), BASELINES[store.target]
     table = result.patients.pivot_table(index=["split", "case"], columns="method", values="dice")
     return {
         "dice": table.reset_index().to_dict("records"),

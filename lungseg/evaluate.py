@@ -146,19 +146,16 @@ def load_predictions(
         raise InputError(f"{case}.npz: expected kept predictions, but {type(e).__name__}: {e}") from None
     return {method: bits.astype(bool).reshape(about["shape"]) for method, bits in unpack.items()}, about
 
-# %% ../nbs/14_evaluate.ipynb #1fbc3c68
+# %% ../nbs/14_evaluate.ipynb #92f2b1f1
 METHODS = ("network", "threshold")
 SPLITS = ("train", "validation", "test", "external")
 BASELINE = (
     "thresholds, region growing in 3-D, airways taken out and gaps closed; nothing learned, "
     "the same settings for every patient"
 )
-BASELINES = {  # by what is looked for: how, and in words
-    "lungs": (threshold_lungs, BASELINE),
-    "tumour": (
-        dense_piece,
-        "the thickest dense piece in the lungs, if no vessel is so thick; nothing learned",
-    ),
+BASELINES = {  # in words, by what is looked for
+    "lungs": BASELINE,
+    "tumour": "the thickest dense piece in the lungs, if no vessel is so thick; nothing learned",
 }
 
 # the modules that decide a mask
@@ -205,7 +202,7 @@ def _parts(
         ((part, name) for name, part in part_of.items()), key=lambda pn: (SPLITS.index(pn[0]), pn[1])
     )
 
-# %% ../nbs/14_evaluate.ipynb #b68b5ec1
+# %% ../nbs/14_evaluate.ipynb #223b8a8b
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     "The two tables of a run, and where its cases and predictions are."
@@ -258,7 +255,7 @@ def evaluate(
     segment_with = cache(lambda: _network(run))  # loaded only if a prediction is missing
     methods = {
         "network": lambda volume: segment_with()(volume),
-        "threshold": BASELINES[store.target][0],
+        "threshold": threshold_lungs if store.target == "lungs" else dense_piece,
     }
     slices, patients, held, number = [], [], [], _numbered(store)
     for part, name in progress(_parts(run, store, split), "evaluate", unit="case"):
@@ -282,7 +279,7 @@ def evaluate(
     tables = pd.concat(slices, ignore_index=True), pd.DataFrame(patients)
     return _write(Evaluation(*tables, run, Path(store.path), tuple(held)))
 
-# %% ../nbs/14_evaluate.ipynb #1e7b7a46
+# %% ../nbs/14_evaluate.ipynb #339a64fa
 def _check_target(run: Path, store: Store) -> None:
     "Raise `CohortError` if a run looks for something that the store does not hold."
     from lungseg.recipe import load_recipe
@@ -351,7 +348,7 @@ def _write(evaluation: Evaluation) -> Evaluation:
         "target": target,
         "store": store,  # relative to the run, so that both can be moved together
         "version": version("lungseg"),
-        "methods": {"network": "the run's model", "threshold": BASELINES[target][1]},
+        "methods": {"network": "the run's model", "threshold": BASELINES[target]},
         "held": held,
         "patients": {s: _records(summarise(evaluation.patients, s)) for s in scores},
         "slices": {s: _records(summarise(evaluation.slices, s)) for s in scores},
