@@ -7,7 +7,7 @@ __all__ = ['TARGETS', 'MOST_LABELS', 'NOTES', 'KINDS', 'MOST_ML', 'LEAST_ML', 'L
            'LOWEST_FLOOR', 'LEAST_AIR', 'MOST_OUTSIDE', 'FORMAT', 'plain_id', 'names_nobody', 'patient_key', 'Case',
            'Problem', 'Found', 'npz_shapes', 'is_note', 'find_cases', 'new_names', 'relocate', 'oddities',
            'fingerprint', 'checksum', 'read_case_mask', 'changed', 'store_case', 'build_store', 'Stored', 'Store',
-           'problems', 'class_balance', 'mask_voxels']
+           'problems', 'mask_voxels', 'class_balance']
 
 # %% ../nbs/07_cohort.ipynb #70bf3100
 import mmap
@@ -1324,7 +1324,7 @@ class Store:
                 damaged.append(Problem(name, why, name))
         return damaged
 
-# %% ../nbs/07_cohort.ipynb #4c674507
+# %% ../nbs/07_cohort.ipynb #b60dc805
 def problems(
     what: "Found | Store",
 ) -> "DataFrame":  # one row a problem: case, file, what, consequence ("held" or "used")
@@ -1351,6 +1351,13 @@ def _row(held: Held, consequence: str) -> list[str]:
     return [case, "" if held.item == case else held.item, held.reason, consequence]
 
 
+def mask_voxels(
+    meta: Mapping[str, Any],  # a case's `case.json`
+) -> int | None:  # None if it has no mask
+    "How many voxels of a case are lung, or tumour where the store holds those."
+    return meta.get("lung_voxels", meta.get("tumour_voxels"))
+
+
 def _twins(metas: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
     "The cases that hold what an earlier one holds."
     found, first = [], {}
@@ -1362,7 +1369,7 @@ def _twins(metas: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
                 found.append((name, f"the same {what} as {other}"))
     return found
 
-# %% ../nbs/07_cohort.ipynb #3de2606c
+# %% ../nbs/07_cohort.ipynb #f3161afa
 def class_balance(
     store: Store,
     split: Mapping[str, Sequence[str]]
@@ -1394,10 +1401,3 @@ def class_balance(
     if store.target != "lungs":
         table.columns = [column.replace("lung", store.target) for column in table.columns]
     return table.rename_axis("case" if split is None else "part")
-
-
-def mask_voxels(
-    meta: Mapping[str, Any],  # a case's `case.json`
-) -> int | None:  # None if it has no mask
-    "How many voxels of a case are lung, or tumour where the store holds those."
-    return meta.get("lung_voxels", meta.get("tumour_voxels"))
