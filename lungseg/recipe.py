@@ -30,7 +30,7 @@ from .slices import Preparation
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-# %% ../nbs/11a_recipe.ipynb #61dfc3f9
+# %% ../nbs/11a_recipe.ipynb #23be9ed9
 @dataclass(frozen=True)
 class Net:
     "The network and its size."
@@ -68,6 +68,7 @@ class Fit:
     lr: float = 3e-3  # highest learning rate
     schedule: str = "cosine"  # "cosine", "onecycle", "step", "plateau" or "constant"
     warmup: float = 0.1  # share of the steps in which the learning rate rises
+    momentum: float = 0.9  # share of the step before that stays in the next ("sgd")
     weight_decay: float = 1e-4  # how strongly each weight is pulled towards zero
     l1: float = 0.0  # weight of the sum of absolute weights in the loss
     batch: int = 8  # slices in a step, over all processes
@@ -141,6 +142,7 @@ class Recipe:
             ("loss.boundary", loss.boundary, 0, None),
             ("fit.lr", fit.lr, 1e-12, None),
             ("fit.warmup", fit.warmup, 0, 0.99),
+            ("fit.momentum", fit.momentum, 0, 0.999),
             ("fit.weight_decay", fit.weight_decay, 0, None),
             ("fit.l1", fit.l1, 0, None),
             ("fit.batch", fit.batch, 1, None),
@@ -157,6 +159,10 @@ class Recipe:
             if not least <= value <= (math.inf if most is None else most):
                 expected = f"{least:g} or more" if most is None else f"{least:g} to {most:g}"
                 raise ModelError(f"recipe {key}: expected {expected}, got {value!r}")
+        if net.frozen and not net.encoder:
+            raise ModelError(f"recipe net.frozen: expected 0 without net.encoder, got {net.frozen}")
+        if loss.squared and loss.kind == "tversky":
+            raise ModelError('recipe loss.squared: expected false with kind = "tversky", got true')
 
     def but(
         self,

@@ -163,7 +163,7 @@ def batch_of(
         )
     return for_network(images, recipe.prepare).contiguous(memory_format=torch.channels_last), masks
 
-# %% ../nbs/12_train.ipynb #d7a98036
+# %% ../nbs/12_train.ipynb #e33567e6
 def make_net(
     recipe: Recipe,
 ) -> nn.Module:
@@ -180,7 +180,7 @@ def make_optimiser(
     "AdamW, Adam or SGD with momentum."
     rest = {"lr": fit.lr, "weight_decay": fit.weight_decay}
     if fit.optimiser == "sgd":
-        return torch.optim.SGD(net.parameters(), momentum=0.9, **rest)
+        return torch.optim.SGD(net.parameters(), momentum=fit.momentum, **rest)
     return {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[fit.optimiser](net.parameters(), **rest)
 
 
@@ -372,7 +372,7 @@ def validate(
         "accuracy": float(accuracy.mean()),
     }
 
-# %% ../nbs/12_train.ipynb #327a1f25
+# %% ../nbs/12_train.ipynb #832648b7
 @dataclass
 class Loop:
     "What a training goes round with."
