@@ -8,14 +8,13 @@ __all__ = ['METHODS', 'SPLITS', 'BASELINE', 'BASELINES', 'MASK_MAKERS', 'lung_po
            'known_affine', 'current_run', 'load_evaluation', 'report_tags', 'counted', 'Interval', 'patient_interval',
            'pick', 'markdown_table']
 
-# %% ../nbs/14_evaluate.ipynb #594affa1
+# %% ../nbs/14_evaluate.ipynb #af96bf59
 import json
 import os
 import re
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
 from hashlib import sha256
 from importlib.metadata import version
 from importlib.resources import files
@@ -202,7 +201,7 @@ def _parts(
         ((part, name) for name, part in part_of.items()), key=lambda pn: (SPLITS.index(pn[0]), pn[1])
     )
 
-# %% ../nbs/14_evaluate.ipynb #223b8a8b
+# %% ../nbs/14_evaluate.ipynb #40a5a720
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     "The two tables of a run, and where its cases and predictions are."
@@ -244,7 +243,7 @@ def evaluate(
     """Predict and score every case of a store with a run and with the baseline that learned nothing; write the tables.
 
     Where the store holds tumours the baseline is `dense_piece`.
-    Raises `ModelError` if the run holds no finished model, `CohortError` if the split and the store do not fit, or the
+    Raises `ModelError` if the run holds no finished model or one that cannot be loaded, `CohortError` if the split and the store do not fit, or the
     store's masks are not of what the run looks for.
     """
     run, store = Path(run), store if isinstance(store, Store) else Store(Path(store))
@@ -252,9 +251,9 @@ def evaluate(
     if not weights.is_file():
         raise ModelError(f"{run.name}: expected model.safetensors of a finished run, found none")
     _check_target(run, store)
-    segment_with = cache(lambda: _network(run))  # loaded only if a prediction is missing
+    scored = _weights(run, [run])  # before they are read: a training may still be going on
     methods = {
-        "network": lambda volume: segment_with()(volume),
+        "network": _network(run),
         "threshold": threshold_lungs if store.target == "lungs" else dense_piece,
     }
     slices, patients, held, number = [], [], [], _numbered(store)
@@ -277,9 +276,9 @@ def evaluate(
     if not slices:
         raise CohortError("no case of the store has a reference mask, so nothing can be scored")
     tables = pd.concat(slices, ignore_index=True), pd.DataFrame(patients)
-    return _write(Evaluation(*tables, run, Path(store.path), tuple(held)))
+    return _write(Evaluation(*tables, run, Path(store.path), tuple(held)), scored)
 
-# %% ../nbs/14_evaluate.ipynb #339a64fa
+# %% ../nbs/14_evaluate.ipynb #31355342
 def _check_target(run: Path, store: Store) -> None:
     "Raise `CohortError` if a run looks for something that the store does not hold."
     from lungseg.recipe import load_recipe
@@ -336,7 +335,20 @@ def _about(case: Stored) -> dict:
     }
 
 
-def _write(evaluation: Evaluation) -> Evaluation:
+def _weights(
+    folder: Path,  # of an evaluation's run, or of a cross-validation
+    runs: Iterable[Path],  # whose weights were scored: folders in it, or itself
+) -> dict[str, str]:  # weights file, seen from the folder → its SHA-256
+    "Which weights are scored."
+    found = [run / "model.safetensors" for run in runs]
+    return {f.relative_to(folder).as_posix(): sha256(f.read_bytes()).hexdigest() for f in found}
+
+
+def _write(
+    evaluation: Evaluation,
+    weights: dict[str, str],  # as `_weights` gave them before they were used
+) -> Evaluation:
+    "Write the tables and their summary."
     folder = evaluation.run / "evaluation"
     for name in ("slices", "patients"):
         with writing(folder / f"{name}.csv") as beside:
@@ -347,6 +359,7 @@ def _write(evaluation: Evaluation) -> Evaluation:
     summary = {
         "target": target,
         "store": store,  # relative to the run, so that both can be moved together
+        "weights": weights,
         "version": version("lungseg"),
         "methods": {"network": "the run's model", "threshold": BASELINES[target]},
         "held": held,
@@ -361,7 +374,7 @@ def _write(evaluation: Evaluation) -> Evaluation:
 def _records(table: pd.DataFrame) -> list[dict]:
     return json.loads(table.to_json(orient="records"))
 
-# %% ../nbs/14_evaluate.ipynb #45299cd8
+# %% ../nbs/14_evaluate.ipynb #d1a90534
 def current_run() -> Path:
     "The run that the report is about: `LUNGSEG_RUN`, or `_runs/report/run` here or above. Raises `InputError` if absent."
     if named := os.environ.get("LUNGSEG_RUN"):
@@ -378,10 +391,15 @@ def current_run() -> Path:
 def load_evaluation(
     run: Path | str | None = None,  # an evaluated run; None: `current_run()`
 ) -> Evaluation:
-    "Read the tables that `evaluate` wrote. Raises `InputError` if the run was not evaluated."
+    "Read the tables that `evaluate` wrote. Raises `InputError` if the run was not evaluated, or with other weights."
     run = current_run() if run is None else Path(run)
     folder = run / "evaluation"
     summary = read_json(folder / "summary.json")
+    for name, digest in summary.get("weights", {}).items():
+        if (run / name).is_file() and sha256((run / name).read_bytes()).hexdigest() != digest:
+            raise InputError(
+                f"{run.name}: its evaluation is of other weights than {name} now holds; evaluate it again"
+            )
     text = {"case": str, "split": str, "method": str, "sex": str, "outcome": str}
     tables = [pd.read_csv(folder / f"{name}.csv", dtype=text) for name in ("slices", "patients")]
     held = tuple(Held(**h) for h in summary["held"])

@@ -24,7 +24,7 @@ import torch
 from .cohort import Store
 from .core import CohortError, Held, InputError, LungsegError, ModelError
 from .core import pool, progress, read_json, write_json, writing
-from .evaluate import Evaluation, _numbered, _prediction_file, _write, counted
+from .evaluate import Evaluation, _numbered, _prediction_file, _weights, _write, counted
 from .evaluate import evaluate, load_evaluation, patient_interval
 from .recipe import Recipe, load_recipe, recipe_to_toml
 from .runs import _differing, data_hashes
@@ -217,7 +217,8 @@ def _gathered(
     told = [_told(out / fold_name(k), k) for k in numbers]
     write_json(out / "crossvalidation.json", {"recipe": recipe.name, "folds": told})
     write_json(out / "split.json", {"train": [], "validation": [], "test": sorted({*tables[1].case})})
-    return _write(Evaluation(*tables, out, Path(store.path), tuple(reasons)))
+    weights = _weights(out, [e.run for e in each.values()])
+    return _write(Evaluation(*tables, out, Path(store.path), tuple(reasons)), weights)
 
 
 def _names(cases: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import lungseg.evaluate as under_test
 from lungseg.cohort import build_store, find_cases
-from lungseg.core import MaskError, write_json
+from lungseg.core import InputError, MaskError, ModelError, write_json
 from lungseg.evaluate import (
     MASK_MAKERS,
     METHODS,
@@ -24,6 +24,9 @@ from lungseg.evaluate import (
     patient_interval,
     pick,
 )
+from lungseg.recipe import Recipe
+from lungseg.runs import save_weights
+from lungseg.train import make_net
 
 SPLIT = {"train": ["Case_000"], "validation": [], "test": ["Case_001", "Case_002"]}
 
@@ -92,6 +95,38 @@ def test_nothing_kept_is_used_for_another_model(run, monkeypatch):
     calls = counting(monkeypatch)
     evaluate(run, run.parent / "store")
     assert len(calls) == 3
+
+
+@pytest.mark.parametrize("size", [0, 7, 100, 400])
+def test_a_network_that_cannot_be_loaded_is_an_error_and_no_empty_mask(stored, tmp_path, size):
+    recipe, run = Recipe().but(net={"width": 4, "depth": 1}), tmp_path / "run"
+    whole = save_weights(make_net(recipe), recipe, run / "model.safetensors").read_bytes()
+    (run / "model.safetensors").write_bytes(whole[:size])
+    write_json(run / "split.json", SPLIT)
+    with pytest.raises(ModelError, match="^model.safetensors: expected a safetensors file"):
+        evaluate(run, stored)
+    assert not (run / "evaluation").exists()
+
+
+def test_tables_are_not_read_as_those_of_other_weights(run):
+    evaluate(run, run.parent / "store")
+    (run / "model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(InputError, match="run: its evaluation is of other weights than model.safetensors"):
+        load_evaluation(run)
+    evaluate(run, run.parent / "store")
+    assert len(load_evaluation(run).patients) == 6
+
+
+def test_tables_without_their_weights_or_a_word_about_them_are_read(run):
+    evaluate(run, run.parent / "store")
+    (run / "model.safetensors").unlink()
+    assert len(load_evaluation(run).patients) == 6
+    path = run / "evaluation" / "summary.json"
+    before = json.loads(path.read_text(encoding="utf-8"))
+    assert list(before.pop("weights")) == ["model.safetensors"]
+    write_json(path, before)
+    (run / "model.safetensors").write_bytes(b"other weights")
+    assert len(load_evaluation(run).patients) == 6
 
 
 @pytest.mark.parametrize("module", MASK_MAKERS)
