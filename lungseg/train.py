@@ -530,10 +530,12 @@ class Pause:
 
 def _report(loop: Loop, data: SliceDataset, tally: Tally, many: int, *, last: bool) -> None:
     "After a step: figures, a checkpoint when it is time, the end if somebody asked for it."
-    state, stop = loop.state, loop.team.any(loop.pause.asked)
+    state, team = loop.state, loop.team
+    look = last or loop.fabric.device.type == "cpu" or state.step % LOOK_EVERY == 0
+    stop = (look or team.size == 1) and team.any(loop.pause.asked)  # all ask each other at the same step
     keep = not last and (stop or loop.pause.due())
     loop.bar.update(many)
-    if last or keep or loop.fabric.device.type == "cpu" or state.step % LOOK_EVERY == 0:
+    if look or keep:
         loss = tally.unread[-1][1]
         with _naming_what_is_kept(loop):
             tally.read(data)
