@@ -10,6 +10,7 @@ __all__ = ['FORMAT', 'HISTORY', 'START_ANEW', 'WRITTEN', 'PACKAGES', 'on_disk', 
 
 # %% ../nbs/11b_runs.ipynb #53a781f4
 import csv
+import json
 import math
 import os
 import platform
@@ -35,7 +36,6 @@ from .cohort import Store
 from .core import CohortError, ModelError, read_json, writing, write_json
 from .recipe import PRECISIONS, Recipe, recipe_from_toml, recipe_to_toml
 from .splits import check_leaks
-from .unet import count_parameters
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,8 +81,21 @@ def save_weights(
     weights = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
     inside = {"format": FORMAT, "lungseg": version("lungseg"), "recipe": recipe_to_toml(recipe), **about}
     with on_disk(path.name, path.parent):
-        _write(path, save(weights, inside))
+        _write(path, _in_order(save(weights, inside)))
     return path
+
+
+def _in_order(content: bytes) -> bytes:
+    """The same weights with their metadata by name: safetensors mixes it, and equal weights shall be equal files.
+
+    Source of the layout, length and JSON before the numbers: safetensors' own description, "Format".
+    """
+    start = 8 + int.from_bytes(content[:8], "little")
+    head = json.loads(content[8:start])
+    head["__metadata__"] = dict(sorted(head["__metadata__"].items()))
+    text = json.dumps(head, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[start:]
 
 # %% ../nbs/11b_runs.ipynb #8807c44d
 def recipe_inside(
@@ -464,7 +477,7 @@ def describe_run(
         "finished": finished,
         "epochs": len(state.history),
         "seconds": round(sum(row["seconds"] for row in state.history), 1),
-        "parameters": count_parameters(state.net),
+        "parameters": sum(p.numel() for p in state.net.parameters()),  # those held still, too
         "seed": state.recipe.seed if state.recipe else None,
         "device": torch.cuda.get_device_name() if fabric.device.type == "cuda" else fabric.device.type,
         "precision": {v: k for k, v in PRECISIONS.items()}[str(fabric._precision.precision)],

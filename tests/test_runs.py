@@ -14,6 +14,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from typer.testing import CliRunner
@@ -27,6 +28,7 @@ from lungseg.runs import (
     DamagedCheckpointWarning,
     Progress,
     checkpoints,
+    describe_run,
     like,
     load_checkpoint,
     on_disk,
@@ -511,3 +513,24 @@ def test_slices_that_do_not_fit_on_the_disk_are_an_error_before_the_training(fir
     assert done == 2
     assert said.endswith("prepared slices: 0.0 GiB cannot be written (No space left on device): make room")
     assert not list((tmp_path / "run").glob(".*"))
+
+
+def test_equal_weights_are_equal_files(tmp_path):
+    torch.manual_seed(0)
+    net, about = nn.Conv2d(1, 2, 3), {name: 'å, "b"' for name in "zyxwvutsrq"}
+    files = [save_weights(net, Recipe(), tmp_path / f"{k}.safetensors", **about) for k in range(8)]
+    assert len({f.read_bytes() for f in files}) == 1
+    assert all(torch.equal(w, net.state_dict()[name]) for name, w in load_file(files[0]).items())
+    with safe_open(files[0], "pt") as f:
+        assert about.items() <= f.metadata().items()
+        assert recipe_from_toml(f.metadata()["recipe"]) == Recipe()
+
+
+def test_a_run_counts_the_weights_that_are_held_still(tmp_path):
+    from lightning_fabric import Fabric
+
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 1, 3))
+    net[0].requires_grad_(False)
+    state = Progress(net, net, torch.optim.SGD(net[1].parameters()), Recipe())
+    told = describe_run(state, Fabric(accelerator="cpu", devices=1), finished=False)
+    assert told["parameters"] == 2 * 9 + 2 + 2 * 9 + 1
