@@ -51,15 +51,18 @@ def _one_cycle(step: int, steps: int, warmup: float) -> float:
         return _cosine(1 / 25, 1, step / top)
     return _cosine(1, 1 / 25e4, (step - top) / max(steps - 1 - top, 1))
 
-# %% ../nbs/11d_schedules.ipynb #08fdb366
+# %% ../nbs/11d_schedules.ipynb #24ef2323
 def plateaus(
     history: Sequence[Mapping[str, float]],  # one row an epoch: validation_dice, train_loss
 ) -> int:
     "How often a training has come to a plateau."
-    found, waited, best = 0, 0, math.inf
-    judged = not any(math.isnan(row["validation_dice"]) for row in history)
+    found, waited, best, judged = 0, 0, math.inf, False
     for row in history:
+        if not judged and not math.isnan(row["validation_dice"]):
+            judged, waited, best = True, 0, math.inf
         cost = -row["validation_dice"] if judged else row["train_loss"]
+        if math.isnan(cost):
+            continue
         waited, best = (0, cost) if cost < best else (waited + 1, best)
         if waited == WAIT:
             found, waited = found + 1, 0
@@ -74,5 +77,6 @@ def stalled(
     waited, best = 0, -math.inf
     for row in history:
         dice = row["validation_dice"]
-        waited, best = (0, dice) if dice > best else (waited + 1, best)
+        if not math.isnan(dice):
+            waited, best = (0, dice) if dice > best else (waited + 1, best)
     return 0 < patience <= waited
