@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from .core import ModelError, rng
 
-# %% ../nbs/08a_augment.ipynb #1dade65d
+# %% ../nbs/08a_augment.ipynb #2d0a46c1
 @dataclass(frozen=True)
 class Augmentation:
     "How much each slice is varied while training. All zeros: not at all."
@@ -51,6 +51,9 @@ class Augmentation:
 MOST = {  # probabilities; rubber that does not fold; three slices in one; a lung of which something is still to be seen
     **dict.fromkeys(("flip", "density", "couch", "field"), 1.0),
     **{"elastic": 0.03, "thickness": 2.0, "blur": 10.0},
+    **{"rotate_deg": 180.0, "scale": 1.0, "shift": 0.5},  # upside down; half or double; half of it gone
+    **dict.fromkeys(("gain", "offset", "kernel", "noise"), 1.0),  # of pictures whose greys go from -1 to 1
+    "gamma": 4.0,
 }
 
 
@@ -203,7 +206,7 @@ def change_couch(
     changed = torch.where(chance < share / 2, drawn, bare)
     return torch.where((chance < share) & body.any(3).any(2)[..., None, None], changed, images)
 
-# %% ../nbs/08a_augment.ipynb #6485f978
+# %% ../nbs/08a_augment.ipynb #00d7692c
 def cut_field(
     images: Float[Tensor, "b c h w"],
     masks: Float[Tensor, "b 1 h w"],

@@ -30,7 +30,7 @@ from .slices import Preparation
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-# %% ../nbs/11a_recipe.ipynb #23be9ed9
+# %% ../nbs/11a_recipe.ipynb #9e71fead
 @dataclass(frozen=True)
 class Net:
     "The network and its size."
@@ -127,6 +127,8 @@ class Recipe:
                 raise ModelError(
                     f"recipe {key}: expected {listed(words)}, got {value!r}{nearest(value, words)}"
                 )
+        if not 0 <= self.seed < 2**63:
+            raise ModelError(f"recipe seed: expected 0 to 2**63 - 1, got {self.seed}")
         for key, value, least, most in (
             ("net.width", net.width, 1, 1024),
             ("net.depth", net.depth, 0, 8),
@@ -191,7 +193,7 @@ def nearest(
     near = get_close_matches(word, known, n=1, cutoff=0.5)
     return f'; did you mean "{near[0]}"?' if near else ""
 
-# %% ../nbs/11a_recipe.ipynb #5d100de5
+# %% ../nbs/11a_recipe.ipynb #b7e12ac6
 def _from_table(cls: type, table: Mapping[str, Any], where: str) -> Any:
     "A dataclass from a TOML table, every key and type checked."
     known = {f.name: f for f in fields(cls)}
@@ -278,15 +280,26 @@ def recipe_to_toml(
 def load_recipe(
     name: Path | str = "lungseg",  # a recipe of the package, or the path of a TOML file
 ) -> Recipe:
-    "A recipe by name or file. Raises `ModelError` if there is none, or if it is faulty."
+    """A recipe by name or file; an encoder that lies beside the file is found there.
+
+    Raises `ModelError` if there is none, or if it is faulty.
+    """
     shipped = files("lungseg") / "recipes"
-    path = Path(name) if Path(name).suffix == ".toml" else shipped / f"{name}.toml"
+    path = Path(name) if Path(name).suffix == ".toml" else Path(str(shipped / f"{name}.toml"))
     if not path.is_file():
         names = sorted(f.name.removesuffix(".toml") for f in shipped.iterdir() if f.name.endswith(".toml"))
         raise ModelError(
             f"recipe {Path(name).name}: expected a TOML file or one of {', '.join(names)}, found none"
         )
-    return recipe_from_toml(path.read_text(encoding="utf-8"), where=path.name)
+    try:
+        recipe = recipe_from_toml(path.read_text(encoding="utf-8"), where=path.name)
+    except UnicodeDecodeError as e:
+        raise ModelError(
+            f"{path.name}: expected UTF-8, but byte {e.start} is {e.object[e.start]:#04x}"
+        ) from None
+    if recipe.net.encoder and (beside := path.parent / recipe.net.encoder).is_file():
+        return recipe.but(net={"encoder": str(beside)})
+    return recipe
 
 # %% ../nbs/11a_recipe.ipynb #ab1401d4
 def flat(

@@ -36,7 +36,7 @@ from .isolate import working_spacing
 from .region import MARGIN_MM, lung_box, lung_region, suppressed
 from .volume import Box, Volume
 
-# %% ../nbs/08_slices.ipynb #64a10b09
+# %% ../nbs/08_slices.ipynb #ddbb1e95
 METHODS = ("window", "winsorise", "zscore")
 EQUALISE = ("none", "histogram", "clahe")
 
@@ -69,7 +69,7 @@ class Preparation:
             ("equalise", self.equalise in EQUALISE, '"none", "histogram" or "clahe"'),
             ("range", self.range in ("signed", "unit"), '"signed" or "unit"'),
             ("limit_sd", 0.5 <= self.limit_sd <= 100, "0.5 to 100 standard deviations"),
-            ("size", self.size >= 8, "at least 8 pixels"),
+            ("size", 8 <= self.size <= 4096, "8 to 4096 pixels"),
             ("frame", self.frame in ("body", "lungs", "image"), '"body", "lungs" or "image"'),
             ("hu_max", self.hu_max > self.hu_min, f"more than hu_min = {self.hu_min}"),
             ("low", 0 <= self.low < self.high <= 100, "percentiles, 0 <= low < high <= 100"),
