@@ -1,12 +1,12 @@
-"""What each choice of the default recipe is worth: the same cross-validation with one choice changed at a time.
+"""What each choice of the default recipe is worth: one cross-validation each, with one choice changed.
 
     python benchmarks/ablation.py --data COHORT --out FOLDER [--outside COHORT] [--folds leave-one-out]
         [--only NAME ...] [--size 128] [--steps 800]
 
-Every variant is a cross-validation in FOLDER/NAME; stopped at any time, the same command goes on, and what is finished
-is not done again. --outside names a cohort that no network saw and no fold holds: each fold's network segments it, and
-the mean stands beside. That column is the more honest one: with few patients of one kind, whatever narrows the training
-looks good within the folds. --size and --steps make all variants cheaper alike.
+Every variant is a cross-validation in FOLDER/NAME; stopped at any time, the same command goes on, and what is
+finished is not done again. --outside names a cohort that no network saw and no fold holds: each fold's network
+segments it, and the mean stands beside. That column is the more honest one: with few patients of one kind,
+whatever narrows the training looks good within the folds. --size and --steps make all variants cheaper alike.
 """
 
 import argparse
@@ -59,9 +59,7 @@ def asked() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True, help="cohort with masks of lungs")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder of the cross-validations and the table"
-    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of what is trained, and the table")
     parser.add_argument("--outside", type=Path, help="another cohort with masks, only to be tested on")
     parser.add_argument("--folds", default="leave-one-out", help="how many, or leave-one-out")
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
