@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from time import monotonic, sleep
 
@@ -51,17 +52,39 @@ def store(tmp_path_factory):
     return build_store(find_cases(home / "volumes").cases, home / "store")
 
 
-def fit(store: Path, recipe: Recipe, run: Path, environment: dict[str, str], parts: dict[str, int]) -> None:
-    "A training in a process of its own, with a checkpoint after each step."
+def fit(
+    store: Path,
+    recipe: Recipe,
+    run: Path,
+    environment: dict[str, str],
+    parts: dict[str, int],
+    every: float = 0.0,  # seconds between checkpoints; 0: one after each step
+    steps: Path | None = None,  # gets a byte for each step that is taken
+) -> None:
+    "A training in a process of its own."
     os.environ |= environment
     torch.set_num_threads(1)
-    training.KEEP_EVERY = 0.0
+    training.KEEP_EVERY = every
+    if steps:
+        training.take_step = counted(training.take_step, steps)
     store, ends = Store(store), list(np.cumsum([0, *parts.values()]))
     split = {part: store.names[a:b] for part, a, b in zip(parts, ends[:-1], ends[1:], strict=True)}
     try:
         training.train(store, split, recipe, run)
     except KeyboardInterrupt as e:
         (run / "stopped.txt").write_text(str(e), encoding="utf-8")
+
+
+def counted(step: Callable, steps: Path) -> Callable:
+    "A step that is noted, and takes its time."
+
+    def noting(*words: object) -> None:
+        step(*words)
+        with steps.open("ab") as f:
+            f.write(b".")
+        sleep(0.02)
+
+    return noting
 
 
 PARTS = {"train": 1, "validation": 1, "test": 1}
@@ -127,6 +150,29 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_weights(started, stor
     same(run, calm)
 
 
+def test_a_run_killed_far_from_a_checkpoint_takes_its_steps_again(started, store, calm, tmp_path):
+    "Checkpoints are some tenths of a second apart, so that each kill costs steps; the weights do not tell."
+    run, chance, steps = tmp_path / "run", random.Random(3), tmp_path / "steps"
+    args = (store.path, TINY, run, {}, PARTS, 0.3, steps)
+    steps.touch()
+    for _ in range(4):
+        process, before = started(target=fit, args=args), where(run)
+        process.start()
+        until(run, process, before)
+        had, more, end = steps.stat().st_size, chance.randint(1, 4), monotonic() + 60
+        while steps.stat().st_size < had + more and process.is_alive() and monotonic() < end:
+            sleep(0.002)
+        sleep(chance.uniform(0, 0.02))
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    process = started(target=fit, args=args)
+    process.start()
+    finished(process)
+    same(run, calm)
+    assert steps.stat().st_size > read_history(calm).step.iloc[-1]  # some were taken twice
+
+
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_asked_to_stop_keeps_its_last_step_and_says_so(started, store, calm, tmp_path, which):
     run = tmp_path / "run"
@@ -138,10 +184,9 @@ def test_a_run_asked_to_stop_keeps_its_last_step_and_says_so(started, store, cal
     said = (run / "stopped.txt").read_text(encoding="utf-8")
     (run / "stopped.txt").unlink()
     _, epochs, _, steps = where(run).split("_")
-    assert (
-        f"the last good checkpoint is after {int(epochs)} epoch" in said and "the same call goes on" in said
-    )
-    assert int(steps) == 0 or f"and {int(steps)} step" in said
+    assert "the last checkpoint (" in said and "the same call goes on" in said
+    assert int(epochs) == 0 or f"({int(epochs)} epoch" in said
+    assert int(steps) == 0 or f"{int(steps)} step" in said
     assert not (run / "run.json").exists() or not read_json(run / "run.json")["finished"]
     process = started(target=fit, args=(store.path, TINY, run, {}, PARTS))
     process.start()
@@ -156,7 +201,7 @@ def port() -> str:
         return str(s.getsockname()[1])
 
 
-def together(started, many: int, store: Store, recipe: Recipe, run: Path) -> Path:
+def begun(started, many: int, store: Store, recipe: Recipe, run: Path) -> list:
     "A training by several processes, each told its place as torchrun tells it."
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port(), "TORCHELASTIC_RUN_ID": "test"}
     meeting |= {"GROUP_RANK": "0", "WORLD_SIZE": str(many), "LOCAL_WORLD_SIZE": str(many)}
@@ -170,7 +215,12 @@ def together(started, many: int, store: Store, recipe: Recipe, run: Path) -> Pat
     ]
     for process in processes:
         process.start()
-    for process in processes:
+    return processes
+
+
+def together(started, many: int, store: Store, recipe: Recipe, run: Path) -> Path:
+    "The run that several processes have finished."
+    for process in begun(started, many, store, recipe, run):
         finished(process)
     return run
 
@@ -189,3 +239,23 @@ def test_two_processes_learn_what_one_does(started, store, tmp_path):
     for name, w in weights(one).items():
         torch.testing.assert_close(weights(two)[name], w, rtol=1e-3, atol=1e-5)
     assert [read_json(run / "run.json")["processes"] for run in (one, two)] == [1, 2]
+
+
+def test_what_two_processes_began_one_can_end(started, store, tmp_path):
+    "One of them is asked to stop, and both do; the curve is that of a single process from the start."
+    recipe = TINY.but(net={"dropout": 0.0}, fit={"batch": 3, "epochs": 4, "optimiser": "sgd", "lr": 0.1})
+    calm, run = together(started, 1, store, recipe, tmp_path / "calm"), tmp_path / "run"
+    processes = begun(started, 2, store, recipe, run)
+    until(run, processes[0], "")
+    os.kill(processes[1].pid, signal.SIGTERM)
+    for process in processes:
+        finished(process)
+    assert checkpoints(run / "checkpoint") and (run / "stopped.txt").exists()
+    assert not (run / "run.json").exists() or not read_json(run / "run.json")["finished"]
+    together(started, 1, store, recipe, run)
+    a, b = read_history(calm), read_history(run)
+    columns = [c for c in a.columns if c not in ("seconds", "slices_per_s")]
+    np.testing.assert_allclose(b[columns], a[columns], rtol=1e-4, atol=1e-5)
+    for name, w in weights(calm).items():
+        torch.testing.assert_close(weights(run)[name], w, rtol=1e-3, atol=1e-5)
+    assert read_json(run / "run.json")["processes"] == 1
