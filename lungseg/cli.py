@@ -4,22 +4,25 @@
 
 # %% auto #0
 __all__ = ['app', 'FORMATS', 'ANEW', 'TILE', 'GAP', 'LINE', 'LEGEND', 'Parts', 'DESCRIPTIONS', 'LEAST_ML', 'SAID', 'MADE',
-           'BESIDE', 'comments', 'verb', 'remedy', 'Source', 'sources', 'which', 'counted', 'told', 'in_short', 'made',
-           'each_volume', 'phantom', 'fetch', 'identity_words', 'explore', 'deidentify', 'audit', 'convert', 'Kept',
-           'isolate', 'train', 'evaluate', 'crossvalidate', 'compare', 'search', 'segment', 'step', 'safe_cases',
-           'working_folder', 'claim', 'report', 'view', 'doctor', 'main']
+           'BESIDE', 'comments', 'verb', 'remedy', 'first_process', 'alike', 'Source', 'sources', 'which', 'counted',
+           'told', 'in_short', 'made', 'each_volume', 'phantom', 'fetch', 'identity_words', 'explore', 'deidentify',
+           'audit', 'convert', 'Kept', 'isolate', 'share_asked', 'Asked', 'cohort_in', 'train', 'evaluate',
+           'crossvalidate', 'compare', 'search', 'segment', 'step', 'safe_cases', 'working_folder', 'claim', 'report',
+           'view', 'doctor', 'main']
 
-# %% ../nbs/18_cli.ipynb #88184183
+# %% ../nbs/18_cli.ipynb #31972b8f
 import inspect
 import json as jsonlib
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from hashlib import sha256
 from importlib.util import find_spec
+from os import environ
 from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,7 +31,7 @@ import typer
 
 from . import __version__
 from .core import GeometryError, Held, InputError, LungsegError, Mask
-from .core import new_folder, progress, write_json, writing
+from .core import new_folder, progress, read_json, write_json, writing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,7 +50,7 @@ def comments(
     signature = inspect.getsource(function).split(") ->")[0]
     return dict(re.findall(r"^    (\w+)[^#\n]*(?:\n    \|[^#\n]*)?  # (.+)$", signature, re.M))
 
-# %% ../nbs/18_cli.ipynb #6452482a
+# %% ../nbs/18_cli.ipynb #7dfd7bc9
 app = typer.Typer(
     help="Chest CT from DICOM to lung masks to report. For research only, not for clinical use.",
     no_args_is_help=True,
@@ -103,6 +106,21 @@ def remedy(
     return f"{said}; say which with --series" if "choose by number" in said else said
 
 
+def first_process() -> bool:
+    "Whether this is the only process of the command, or the first of those that `torchrun` started."
+    return environ.get("WORLD_SIZE", "1") == "1" or environ.get("RANK", "0") == "0"
+
+
+def alike(
+    held: list[Held],
+) -> list[str]:  # "Case_000, Case_001: no reference mask"
+    "What was held back for the same reason, in one line."
+    by_reason: dict[str, list[str]] = {}
+    for one in held:
+        by_reason.setdefault(one.reason, []).append(one.item)
+    return [f"{', '.join(items)}: {reason}" for reason, items in by_reason.items()]
+
+
 def _run(
     function: Callable[..., dict[str, Any]],  # a verb
     options: dict[str, Any],  # its arguments
@@ -110,26 +128,32 @@ def _run(
     again: str,  # what is said after Ctrl-C
 ) -> int:  # the exit status: 0 all done, 1 done with items held back, 2 a wrong request, 130 interrupted
     "Run a verb, print what it says, and name what was held back."
+    first = first_process()
     try:
         facts = function(**options)
     except (LungsegError, OSError) as e:
+        if isinstance(e, LungsegError) and not first:
+            return 2  # the first process says it
         said = remedy(e) if isinstance(e, LungsegError) else f"{e.filename or 'a file'}: {e.strerror or e}"
         print(f"lungseg {function.__name__}: {said}", file=sys.stderr)
         if as_json:
             print(jsonlib.dumps({"error": said}, indent=1))
         return 2
     except KeyboardInterrupt as e:
-        print(f"\nInterrupted; nothing is half written. {str(e) or again}", file=sys.stderr)
+        if first:
+            print(f"\nInterrupted; nothing is half written. {str(e) or again}", file=sys.stderr)
         return 130
     held = facts.get("held", [])
+    if not first:
+        return 1 if held or facts.get("failed") else 0
     if as_json:
         facts = {key: value for key, value in facts.items() if key != "say"} | {
             "held": [asdict(h) for h in held]
         }
         print(jsonlib.dumps(facts, indent=1, default=str))
     else:
-        for item in held:
-            print(f"held back  {item}", file=sys.stderr)
+        for line in alike(held):
+            print(f"held back  {line}", file=sys.stderr)
         if facts.get("say"):
             print(facts["say"])
     return 1 if held or facts.get("failed") else 0
@@ -973,17 +997,75 @@ def _amount(number: float) -> str:
         return f"{number:.0f}"
     return f"{number:.1f}" if number >= 0.05 else "<0.1"
 
-# %% ../nbs/18_cli.ipynb #d32c271b
+# %% ../nbs/18_cli.ipynb #0c44af3a
 def _listed(names: list[str] | None) -> list[str]:
     "Names that were given one by one, or with commas."
     return [name.strip() for given in names or () for name in given.split(",")]
 
 
-def _share(names: list[str]) -> float | None:
-    "The share that one number stands for; None if these are names."
-    return float(names[0]) if len(names) == 1 and re.fullmatch(r"0?\.\d+", names[0]) else None
+def share_asked(
+    names: list[str],  # as they were typed
+    option: str = "--test",  # what messages call it
+) -> float | None:  # None if these are names of cases
+    "The share of the patients that a number stands for. Raises `InputError` unless it is one, between 0 and 1."
+    numbers = [name for name in names if re.fullmatch(r"[-+]?(\d+\.\d*|\.\d+|\d+%|\d*\.\d+%)", name)]
+    if not numbers:
+        return None
+    if len(names) > 1 or numbers[0].endswith("%") or not 0 < float(numbers[0]) < 1:
+        raise InputError(
+            f"{option} {' '.join(names)}: expected one share of the patients between 0 and 1, such as 0.2, or names of cases"
+        )
+    return float(numbers[0])
 
 
+@dataclass(frozen=True)
+class Asked:
+    "How a cohort is to be read, where there is a choice."
+
+    series: str | None = None  # of several CT series in a case
+    correct: bool = False  # resample irregular stacks instead of refusing them
+    roi: tuple[str, ...] = ()  # names to learn
+    negative: tuple[str, ...] = ()  # cases that hold nothing to learn
+
+    def or_as(
+        self,
+        run: Path | None,  # a run that kept what was asked of it
+    ) -> "Asked":
+        "The same, and what is not said here as it was said for a run."
+        if run is None or not (run / "asked.json").is_file():
+            return self
+        then = read_json(run / "asked.json")
+        now = {name: value or then.get(name) for name, value in asdict(self).items()}
+        return Asked(
+            now["series"], bool(now["correct"]), tuple(now["roi"] or ()), tuple(now["negative"] or ())
+        )
+
+
+def cohort_in(
+    data: Path,  # a cohort
+    out: Path,  # gets it as a case store
+    target: str,  # what the masks are of
+    asked: Asked = Asked(),
+    *,
+    taken: str,  # a file in `out` that stands for results that belong to their data
+) -> "Store":
+    "A cohort as the store in a folder. Raises `InputError` if the folder holds results on other data."
+    from lungseg.cohort import build_store, changed, find_cases
+    from lungseg.distributed import first_goes_first
+    from lungseg.reading import not_there, opened
+
+    masks = {"target": target, "roi": list(asked.roi), "negatives": list(asked.negative)}
+    with opened(data) as place:
+        found = find_cases(place, series=which(asked.series), **masks)
+        found = replace(found, held=(*found.held, *not_there(place)))
+        if (out / taken).exists() and (other := changed(found, out / "store", correct=asked.correct)):
+            raise InputError(
+                f"{out.name}: holds results on other data ({', '.join(other[:3])} differ), expected a new folder"
+            )
+        with first_goes_first("store"):
+            return build_store(found, out / "store", workers=2, correct=asked.correct)
+
+# %% ../nbs/18_cli.ipynb #9e478889
 @verb
 def train(
     data: Path,  # a cohort: DICOM cases with masks, volumes with masks, or pairs of pictures
@@ -1017,9 +1099,7 @@ def train(
 
     The same once more: lungseg train _data/phantom _runs/again --like _runs/first
     """
-    from lungseg.cohort import build_store, changed, find_cases
-    from lungseg.distributed import first_goes_first
-    from lungseg.reading import not_there, opened
+    from lungseg.folds import check_holder
     from lungseg.splits import check_how, chosen_split
     from lungseg.recipe import load_recipe, with_settings
     from lungseg.runs import like as asked_of
@@ -1027,34 +1107,33 @@ def train(
     from lungseg.train import train as fit
     from lungseg.watch import check_logs
 
-    asked = (set, test, validation is not None, split != "drawn", seed is not None)
-    if like is not None and (recipe != "lungseg" or any(asked)):
+    told = (set, test, validation is not None, split != "drawn", seed is not None)
+    if like is not None and (recipe != "lungseg" or any(told)):
         raise InputError(
             "--like takes recipe, split and seed from the run: leave out --recipe, --set, --test, --validation, --split and --seed"
         )
+    check_holder(run, "a run")
     settings = asked_of(like)[0] if like else with_settings(load_recipe(recipe), set or ())
     settings = settings if seed is None else settings.but(seed=seed)
-    share = _share(_listed(test))
+    share = share_asked(_listed(test))
     way = split if share is not None else _listed(test) or split
     check_how(way)
     check_logs(_listed(log))
-    masks = {"target": settings.target, "roi": _listed(roi), "negatives": _listed(negative)}
-    with opened(data) as place:
-        found = find_cases(place, series=which(series), **masks)
-        found = replace(found, held=(*found.held, *not_there(place)))
-        if (run / "split.json").is_file() and (other := changed(found, run / "store", correct=correct)):
-            raise InputError(
-                f"{run.name}: holds a run on other data ({', '.join(other[:3])} differ), expected a new folder"
-            )
-        with first_goes_first("store"):
-            store = build_store(found, run / "store", workers=2, correct=correct)
+    asked = Asked(series, correct, tuple(_listed(roi)), tuple(_listed(negative))).or_as(like)
+    store = cohort_in(data, run, settings.target, asked, taken="split.json")
     if like:
         parts, how = asked_of(like, store)[1], f"as in {like.name}"
     else:
         parts, how = chosen_split(store, way, test=share or 1 / 3, validation=validation, seed=settings.seed)
+    if first_process():
+        write_json(run / "asked.json", asdict(asked))  # for --like
     fit(store, parts, settings, run, resume=resume, logs=_listed(log))
     say = f"trained on {counted(len(parts['train']), 'case')}, {len(parts['test'])} kept for testing ({how}): {run}"
     remarks = _remarks(store, run)
+    if validation and not parts["validation"]:
+        remarks.append(
+            f"--validation {validation:g}: nobody is left to validate on, {counted(len(parts['train']), 'case')} to train on"
+        )
     remarks += [f"{like.name}: {line}; digits may differ" for line in unlike(like)] if like else []
     facts = {"split": parts, "how": how, "run": str(run), "remarks": remarks, "held": list(store.held)}
     return facts | {"say": "\n".join([*in_short(remarks), say])}
@@ -1101,39 +1180,21 @@ def evaluate(
     }
 
 
-def _cohort_in(
-    data: Path,  # a cohort
-    out: Path,  # gets it as a case store
-    target: str,  # what the masks are of
-    series: str | None,
-    correct: bool,
-    *,
-    taken: str,  # a file in `out` that stands for results that belong to their data
-) -> "Store":
-    "A cohort as the store in a folder. Raises `InputError` if the folder holds results on other data."
-    from lungseg.cohort import build_store, changed, find_cases
-    from lungseg.reading import not_there, opened
-
-    with opened(data) as place:
-        found = find_cases(place, series=which(series), target=target)
-        found = replace(found, held=(*found.held, *not_there(place)))
-        if (out / taken).exists() and (other := changed(found, out / "store", correct=correct)):
-            raise InputError(
-                f"{out.name}: holds results on other data ({', '.join(other[:3])} differ), expected a new folder"
-            )
-        return build_store(found, out / "store", workers=2, correct=correct)
-
-
 @verb
 def crossvalidate(
     data: Path,  # a cohort: DICOM cases with masks, volumes with masks, or pairs of pictures
     out: Path,  # folder: a run for each fold, the evaluation of all of them, and the cases in `store`
     *,
     recipe: str = "lungseg",  # name of a recipe in the package, or a TOML file
+    set: list[str] | None = None,  # a key of the recipe to change, repeatable: fit.lr=0.01
     folds: str = "4",  # how many, or leave-one-out
     validation: float
     | None = None,  # share of each fold's training patients; else a quarter, if six or more or if needed
     workers: int = 1,  # folds at a time, each in a process of its own
+    roi: list[str]
+    | None = None,  # name of an ROI, segment or npz array to learn, repeatable, where names are strange
+    negative: list[str]
+    | None = None,  # a case without tumour that has no masks, repeatable, for recipes that look for tumours
     series: str
     | None = None,  # of several CT series in a case: place in the list, UID, "thickest axial lung"
     correct: bool = False,  # resample missing slices, uneven steps and gantry tilt, instead of refusing them
@@ -1144,11 +1205,14 @@ def crossvalidate(
     Example: lungseg crossvalidate _data/phantom _runs/folds --folds 4
     """
     from lungseg.folds import crossvalidate as run
-    from lungseg.folds import fold_table, fold_words, folds_wanted
-    from lungseg.recipe import load_recipe
+    from lungseg.folds import alone_in_this, check_holder, fold_table, fold_words, folds_wanted
+    from lungseg.recipe import load_recipe, with_settings
 
-    settings, _ = load_recipe(recipe), folds_wanted(folds)
-    store = _cohort_in(data, out, settings.target, series, correct, taken="folds.json")
+    alone_in_this("crossvalidate")
+    check_holder(out, "a cross-validation")
+    settings, _ = with_settings(load_recipe(recipe), set or ()), folds_wanted(folds)
+    asked = Asked(series, correct, tuple(_listed(roi)), tuple(_listed(negative)))
+    store = cohort_in(data, out, settings.target, asked, taken="folds.json")
     result = run(store, settings, out, folds=folds, validation=validation, seed=seed, workers=workers)
     table, remarks = fold_table(out), _remarks(store, out)
     words = [*in_short(remarks), "3-D Dice per case", table.round(4).to_string(index=False), fold_words(out)]
@@ -1191,13 +1255,19 @@ def search(
     out: Path,  # folder: trials, table, figures, best.toml, and the cases in `store`; shared by all processes
     *,
     recipe: str = "lungseg",  # where the search begins: name of a recipe in the package, or a TOML file
+    set: list[str] | None = None,  # a key of that recipe to change, repeatable: fit.epochs=20
     space: Path
     | None = None,  # what is searched: a TOML file like [fit] lr = {low=1e-4, high=1e-2, log=true}
     trials: int = 20,  # in all, whoever does them: start the same command again for a second process
     minutes: float | None = None,  # stop after this long, and go on when called again
     storage: str | None = None,  # journal, SQLite file or database URL; otherwise study.log in OUT
-    test: list[str] | None = None,  # a case that no trial may see, repeatable; otherwise as --split says
+    test: list[str]
+    | None = None,  # a case that no trial may see, repeatable, or a share of the patients such as 0.2; otherwise as --split says
     split: str = "drawn",  # drawn (by sex), balanced (in empty slices), given (by folders), lctsc, or FILE.json
+    roi: list[str]
+    | None = None,  # name of an ROI, segment or npz array to learn, repeatable, where names are strange
+    negative: list[str]
+    | None = None,  # a case without tumour that has no masks, repeatable, for recipes that look for tumours
     series: str
     | None = None,  # of several CT series in a case: place in the list, UID, "thickest axial lung"
     correct: bool = False,  # resample missing slices, uneven steps and gantry tilt, instead of refusing them
@@ -1207,20 +1277,36 @@ def search(
 
     Example: lungseg search _data/phantom _runs/search --trials 20
     """
-    from lungseg.recipe import flat, load_recipe
-    from lungseg.search import alone, load_space, needs_optuna
+    from lungseg.folds import alone_in_this, check_holder
+    from lungseg.recipe import flat, load_recipe, with_settings
+    from lungseg.search import NothingFoundWarning, alone, load_space, needs_optuna
     from lungseg.search import search as look
     from lungseg.splits import check_how, chosen_split
 
     needs_optuna()
-    settings = load_recipe(recipe)
+    alone_in_this("search")
+    check_holder(out, "a search")
+    settings = with_settings(load_recipe(recipe), set or ())
     axes = load_space(space, recipe=settings)
-    check_how(_listed(test) or split)
+    share = share_asked(_listed(test))
+    way = split if share is not None else _listed(test) or split
+    check_how(way)
+    asked = Asked(series, correct, tuple(_listed(roi)), tuple(_listed(negative)))
     with alone(out):
-        store = _cohort_in(data, out, settings.target, series, correct, taken="best.toml")
-    parts, how = chosen_split(store, _listed(test) or split, seed=seed)
-    best = look(store, parts, settings, axes, out, trials=trials, minutes=minutes, storage=storage, seed=seed)
-    found, before, remarks = load_recipe(best), flat(settings), _remarks(store, out)
+        store = cohort_in(data, out, settings.target, asked, taken="best.toml")
+    parts, how = chosen_split(store, way, test=share or 1 / 3, seed=seed)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", NothingFoundWarning)
+        best = look(
+            store, parts, settings, axes, out, trials=trials, minutes=minutes, storage=storage, seed=seed
+        )
+    remarks = _remarks(store, out)
+    for one in caught:
+        if issubclass(one.category, NothingFoundWarning):
+            remarks.append(f"warning: {one.message}")
+        else:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+    found, before = load_recipe(best), flat(settings)
     values = {axis.key: flat(found)[axis.key] for axis in axes}
     words = [f"{key} = {value}  (was {before[key]})" for key, value in values.items()]
     judge = f"judge it by the patients it has not seen: lungseg train {data} NEW_RUN --recipe {best} --split {out / 'split.json'}"

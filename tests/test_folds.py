@@ -225,3 +225,87 @@ def test_a_process_that_is_ended_from_outside_is_one_clear_error(store, tmp_path
         ModelError, match="memory runs out; finished folds are kept, go on with fewer workers"
     ):
         crossvalidate(store, TINY, tmp_path / "out", folds=2, workers=2)
+
+
+def written(folder):
+    return {f: f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+@pytest.mark.parametrize("verb", ["train", "crossvalidate", "search"])
+@pytest.mark.parametrize("there", ["a run", "a cross-validation", "a search"])
+def test_nobody_works_in_the_folder_of_another(verb, there, volumes, store, done, tmp_path):
+    out = tmp_path / "out"
+    if there == "a run":
+        a, b, c, d = store.names
+        train(store, {"train": [a, b, c], "test": [d]}, TINY, out)
+    elif there == "a cross-validation":
+        shutil.copytree(done, out)
+    else:
+        (out / "trials").mkdir(parents=True)
+        (out / "split.json").write_text("{}")
+    own = {"train": "a run", "crossvalidate": "a cross-validation", "search": "a search"}[verb]
+    if own == there:
+        assert under_test.holder(out) == own
+        return under_test.check_holder(out, own)
+    if verb == "search":
+        pytest.importorskip("optuna", reason="optuna is not installed")
+    before, reason = written(out), f"out: holds {there}, expected a new folder or one of {own}"
+    ran = CliRunner().invoke(app, [verb, str(volumes), str(out)])
+    assert ran.exit_code == 2 and reason in ran.output
+    if verb == "crossvalidate":
+        with pytest.raises(ModelError, match=reason):
+            crossvalidate(store, TINY, out, folds=2)
+    assert written(out) == before
+
+
+def test_torchrun_is_told_once_that_folds_are_one_process_s(volumes, tmp_path, monkeypatch):
+    for name, value in {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    said = []
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        ran = CliRunner().invoke(app, ["crossvalidate", str(volumes), str(tmp_path / "out")])
+        assert ran.exit_code == 2
+        said += ran.output.splitlines()
+    assert said == [
+        "lungseg crossvalidate: crossvalidate: expected one process, got 2 from torchrun; start it without torchrun"
+    ]
+    assert not (tmp_path / "out").exists()
+
+
+def test_runs_for_tumours_and_for_lungs_are_not_compared(done, tmp_path):
+    shutil.copytree(done, tmp_path / "other" / done.name)
+    (tmp_path / "other" / done.name / "recipe.toml").write_text(recipe_to_toml(TINY.but(target="tumour")))
+    with pytest.raises(CohortError, match="looks for tumour, done for lungs; expected one target"):
+        compare([done, tmp_path / "other" / done.name])
+
+
+@pytest.mark.parametrize("share", ["0.0", "1.5", "20%", "1.0"])
+def test_a_share_that_is_none_is_refused_before_the_cohort_is_read(share, volumes, tmp_path):
+    ran = CliRunner().invoke(app, ["train", str(volumes), str(tmp_path / "run"), "--test", share])
+    assert ran.exit_code == 2 and f"--test {share}: expected one share of the patients" in ran.output
+    assert not (tmp_path / "run").exists()
+
+
+SMALL = "prepare.size=16 net.width=2 net.depth=1 fit.epochs=1 fit.precision=float32".split()
+SMALL = [word for setting in SMALL for word in ("--set", setting)]
+
+
+def test_nobody_left_to_validate_on_is_said_and_like_reads_the_cohort_as_it_was_read(tmp_path):
+    (tmp_path / "data").mkdir()
+    for seed in range(4):
+        p = draw_phantom(seed, size=64, slices=12)
+        both = p.mask("lung_left", "lung_right").astype(np.uint8)
+        np.savez(tmp_path / "data" / f"Case_{seed}.npz", hu=p.hu, mask=both * 2 + p.mask("heart"))
+    told = ["train", tmp_path / "data", tmp_path / "run", "--test", "0.9", "--validation", "0.9", *SMALL]
+    runner = CliRunner()
+    ran = runner.invoke(app, [*map(str, told), "--roi", "2"])
+    assert ran.exit_code == 0, ran.output
+    assert "--validation 0.9: nobody is left to validate on, 1 case to train on" in ran.output
+    told = ["train", tmp_path / "data", tmp_path / "again", "--like", tmp_path / "run"]
+    ran = runner.invoke(app, [*map(str, told)])
+    assert ran.exit_code == 0, ran.output
+    assert read_json(tmp_path / "again" / "asked.json")["roi"] == ["2"]
+    told = ["crossvalidate", tmp_path / "data", tmp_path / "folds", "--folds", "2", "--roi", "2", *SMALL]
+    ran = runner.invoke(app, [*map(str, told)])
+    assert ran.exit_code == 0, ran.output

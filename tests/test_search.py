@@ -252,3 +252,18 @@ def test_the_command_ends_with_a_recipe_to_train_by(volumes, tmp_path):
     (tmp_path / "space.toml").write_text("[fit]\nlearning = {low = 1, high = 2}\n")
     done = runner.invoke(app, [*map(str, told)])
     assert done.exit_code == 2 and 'space.toml [fit]: unknown key "learning"' in done.output
+
+
+def test_a_search_that_found_nothing_warns_and_a_later_call_counts_all_trials(volumes, tmp_path, monkeypatch):
+    really = under_test.read_history
+    monkeypatch.setattr(under_test, "read_history", lambda run: really(run).assign(validation_dice=0.0))
+    (tmp_path / "tiny.toml").write_text(recipe_to_toml(TINY))
+    (tmp_path / "space.toml").write_text(SPACE)
+    told = ["search", volumes, tmp_path / "out", "--recipe", tmp_path / "tiny.toml", "--test", "0.3"]
+    told += ["--space", tmp_path / "space.toml", "--set", "net.depth=2", "--trials"]
+    for trials, count in (("1", "1 trial "), ("3", "3 trials "), ("2", "3 trials ")):
+        ran = CliRunner().invoke(app, [*map(str, told), trials])
+        assert ran.exit_code == 0, ran.output
+        assert f"The best of {count}from tiny: Dice 0.0000" in ran.stdout
+        assert "warning: no trial found anything, so best.toml is no better than any other" in ran.stdout
+    assert load_recipe(tmp_path / "out" / "best.toml").net.depth == 2
