@@ -19,9 +19,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from lungseg.cli import share_asked
 from lungseg.cohort import Store, build_store, find_cases
-from lungseg.core import Held, LungsegError
-from lungseg.evaluate import evaluate, markdown_table, pixel_scores
+from lungseg.core import Held, InputError, LungsegError
+from lungseg.evaluate import Evaluation, evaluate, markdown_table, pixel_scores
 from lungseg.field import FIELD
 from lungseg.folds import compare
 from lungseg.phantom import write_cohort
@@ -68,7 +69,7 @@ def divided(store: Store, out: Path, options: argparse.Namespace) -> dict[str, l
     "One split for all recipes, kept beside the runs."
     path = out / f"split_{store.target}.json"
     if not path.is_file():
-        share = float(options.test[0]) if options.test[0].replace(".", "", 1).isdecimal() else None
+        share = share_asked(options.test)
         listed = share is None and set(options.test) <= set(store.names)  # of the other cohort if not
         split, how = chosen_split(
             store,
@@ -81,37 +82,51 @@ def divided(store: Store, out: Path, options: argparse.Namespace) -> dict[str, l
     return load_split(path, store)
 
 
-def finished(recipe: Recipe, store: Store, split: dict, run: Path, device: str) -> Held | None:
-    "Train and evaluate a recipe, unless that is done; why it could not be, if it could not."
+def named_apart(recipes: list[Recipe]) -> list[Recipe]:
+    "The recipes. Raises `InputError` if two have one name, for a name is a run's folder and a row's label."
+    names = [recipe.name for recipe in recipes]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(
+            f"--recipe: the name {', '.join(twice)} came twice, expected recipes of different names"
+        )
+    return recipes
+
+
+def finished(
+    recipe: Recipe, store: Store, split: dict, run: Path, device: str
+) -> Evaluation | Held:  # why it could not be, if it could not
+    "Train and evaluate a recipe, unless that is done."
     try:
         train(store, split, recipe, run, device=device)
-        evaluate(run, store, split=split)
+        return evaluate(run, store, split=split)
     except LungsegError as e:
         return Held(recipe.name, str(e))
-    return None
 
 
-def pixels(run: Path, store: Store, split: dict) -> dict[str, dict[str, float]]:
+def pixels(done: Evaluation) -> dict[str, dict[str, float]]:
     "Scores of all pixels of the tested cases, by method."
-    patients = evaluate(run, store, split=split).patients  # predictions are kept
-    table = pixel_scores(patients[patients.split == "test"]).set_index("method")
+    table = pixel_scores(done.patients[done.patients.split == "test"]).set_index("method")
     return table[["accuracy", "precision", "recall", "f1"]].to_dict("index")
 
 
-def table_of(runs: list[Path], store: Store, split: dict) -> pd.DataFrame:
+def table_of(done: dict[str, Evaluation]) -> pd.DataFrame:  # by the name of the recipe
     "The recipes beside the baseline."
-    table = compare(runs)
-    scores = {load_recipe(run / "recipe.toml").name: pixels(run, store, split) for run in runs}
-    rows = [scores[name]["network"] for name in table.recipe[:-1]] + [
-        pixels(runs[0], store, split)["threshold"]
-    ]
+    table = compare([evaluation.run for evaluation in done.values()])
+    scores = {name: pixels(evaluation) for name, evaluation in done.items()}
+    rows = [scores[name]["network"] for name in table.recipe[:-1]]
+    rows.append(next(iter(scores.values()))["threshold"])
     return pd.concat([table, pd.DataFrame(rows)], axis=1)
 
 
 def main() -> None:
     "Train, evaluate, print."
     options = asked()
-    recipes = [scaled(load_recipe(name), options.size, options.epochs) for name in options.recipe]
+    try:
+        share_asked(options.test)
+        named = named_apart([load_recipe(name) for name in options.recipe])
+    except LungsegError as e:
+        raise SystemExit(f"field_table: {e}") from None
+    recipes = [scaled(recipe, options.size, options.epochs) for recipe in named]
     held: list[Held] = []
     for target in ("lungs", "tumour"):
         own = [r for r in recipes if r.target == target]
@@ -123,14 +138,15 @@ def main() -> None:
         store = stored(data, options.out, target)
         split = divided(store, options.out, options)
         whole = {name: sorted(split.get(name, [])) for name in ("train", "validation", "test")}
-        runs = []
+        done: dict[str, Evaluation] = {}
         for recipe in own:
-            run = options.out / recipe.name
-            why = finished(recipe, store, whole, run, options.device)
-            held += [why] if why else []
-            runs += [] if why else [run]
-        if runs:
-            table = table_of(runs, store, whole)
+            result = finished(recipe, store, whole, options.out / recipe.name, options.device)
+            if isinstance(result, Held):
+                held.append(result)
+            else:
+                done[recipe.name] = result
+        if done:
+            table = table_of(done)
             table.to_csv(options.out / f"field_{target}.csv", index=False)
             drawn = " (phantoms)" if target == "tumour" and not options.tumours else ""
             print(f"\n{target}: {len(store)} cases{drawn}, tested on {', '.join(whole['test'])}\n")

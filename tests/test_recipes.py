@@ -1,7 +1,10 @@
 "The systems of the field as recipes: what the reports say stands in the files, and each runs to the end."
 
 import json
+import subprocess
+import sys
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -163,7 +166,10 @@ def test_the_tumour_recipe_runs_to_the_end_and_is_scored_beside_its_own_baseline
     pixels = pixel_scores(result.patients)
     learnt = pixels[(pixels.split == "train") & (pixels.method == "network")].iloc[0]
     assert learnt[["tp", "fp", "fn", "tn"]].sum() == 3 * tumours.case("Case_000").mask.size
-    assert (healthy.dice.isna() | (healthy.dice == 0)).all()
+    baseline = healthy.set_index("method").fp["threshold"]
+    assert baseline < 0.01 * tumours.case("Case_000").mask.size  # little is invented where there is nothing
+    kept = np.asarray(result.prediction("Case_000", "network"))
+    assert kept.sum() == healthy.set_index("method").fp["network"]
 
 
 def test_watching_scores_each_epoch_of_each_part(lungs, tmp_path):
@@ -325,3 +331,31 @@ def test_the_structure_set_of_a_healthy_phantom_names_the_tumour_and_draws_none(
     rt = dcmread(cohort / "Structures" / "Case_000.dcm")
     assert "GTV-1" in [roi.ROIName for roi in rt.StructureSetROISequence]
     assert "ContourSequence" not in rt.ROIContourSequence[-1]
+
+
+def test_the_table_of_the_field_refuses_equal_names_and_shares_that_are_none(tmp_path):
+    script = Path(__file__).parents[1] / "benchmarks" / "field_table.py"
+    for told, why in (
+        (["--recipe", "combo-sgd", "combo-sgd"], "the name combo-sgd came twice"),
+        (["--test", "0.0"], "--test 0.0: expected one share of the patients between 0 and 1"),
+    ):
+        command = [sys.executable, script, "--data", tmp_path / "none", "--out", tmp_path / "out", *told]
+        ran = subprocess.run([*map(str, command)], capture_output=True, text=True)
+        assert ran.returncode == 1 and why in ran.stderr and "Traceback" not in ran.stderr
+
+
+def test_the_table_of_the_field_evaluates_each_run_once(lungs, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    import field_table
+
+    really, seen = field_table.evaluate, []
+    monkeypatch.setattr(
+        field_table, "evaluate", lambda run, *a, **k: seen.append(run) or really(run, *a, **k)
+    )
+    done = {}
+    for name in ("combo-sgd", "png-pairs"):
+        recipe = tiny(load_recipe(name))
+        done[name] = field_table.finished(recipe, lungs, in_two(lungs), tmp_path / name, "cpu")
+    table = field_table.table_of(done)
+    assert seen == [tmp_path / name for name in done] and len(table) == 3
+    assert table.accuracy.notna().all()
