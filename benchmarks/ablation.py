@@ -4,7 +4,7 @@
         [--only NAME ...] [--size 128] [--steps 800]
 
 Every variant is a cross-validation in FOLDER/NAME; stopped at any time, the same command goes on, and what is
-finished is not done again. --outside names a cohort that no network saw and no fold holds: each fold's network
+finished is not done again. --outside names a cohort that no network saw and no fold has: each fold's network
 segments it, and the mean stands beside. That column is the more honest one: with few patients of one kind,
 whatever narrows the training looks good within the folds. --size and --steps make all variants cheaper alike.
 """
