@@ -17,6 +17,9 @@ from lungseg.core import InputError, MaskError, ModelError, write_json
 from lungseg.evaluate import (
     MASK_MAKERS,
     METHODS,
+    Evaluation,
+    _weights,
+    _write,
     evaluate,
     load_evaluation,
     lung_position,
@@ -103,7 +106,7 @@ def test_a_network_that_cannot_be_loaded_is_an_error_and_no_empty_mask(stored, t
     whole = save_weights(make_net(recipe), recipe, run / "model.safetensors").read_bytes()
     (run / "model.safetensors").write_bytes(whole[:size])
     write_json(run / "split.json", SPLIT)
-    with pytest.raises(ModelError, match="^model.safetensors: expected a safetensors file"):
+    with pytest.raises(ModelError, match=r"^model\.safetensors: expected a safetensors file"):
         evaluate(run, stored)
     assert not (run / "evaluation").exists()
 
@@ -111,7 +114,7 @@ def test_a_network_that_cannot_be_loaded_is_an_error_and_no_empty_mask(stored, t
 def test_tables_are_not_read_as_those_of_other_weights(run):
     evaluate(run, run.parent / "store")
     (run / "model.safetensors").write_bytes(b"other weights")
-    with pytest.raises(InputError, match="run: its evaluation is of other weights than model.safetensors"):
+    with pytest.raises(InputError, match=r"run: its evaluation is of other weights than model\.safetensors"):
         load_evaluation(run)
     evaluate(run, run.parent / "store")
     assert len(load_evaluation(run).patients) == 6
@@ -127,6 +130,16 @@ def test_tables_without_their_weights_or_a_word_about_them_are_read(run):
     write_json(path, before)
     (run / "model.safetensors").write_bytes(b"other weights")
     assert len(load_evaluation(run).patients) == 6
+
+
+def test_a_cross_validation_whose_fold_was_trained_again_is_not_read_as_before(run):
+    result, out = evaluate(run, run.parent / "store"), run.parent / "all"
+    folds = [shutil.copytree(run, out / f"fold_{k}") for k in (1, 2)]
+    _write(Evaluation(result.slices, result.patients, out, result.store), _weights(out, folds))
+    assert len(load_evaluation(out).patients) == 6
+    (folds[1] / "model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(InputError, match="all: its evaluation is of other weights than fold_2/model"):
+        load_evaluation(out)
 
 
 @pytest.mark.parametrize("module", MASK_MAKERS)
