@@ -67,7 +67,7 @@ def draw_history(
     plt.close(fig)
     return fig
 
-# %% ../nbs/11e_watch.ipynb #fdf48513
+# %% ../nbs/11e_watch.ipynb #27cfa736
 def in_notebook() -> bool:  # False while pages are rendered, too: there nobody watches
     "Whether somebody sits at a notebook in which pictures can change."
     if os.environ.get("LUNGSEG_STATIC") == "1" or find_spec("IPython") is None:
@@ -107,20 +107,23 @@ class LiveCurves:
         fit: Fit,  # its schedule is drawn
     ):
         self.fit = fit
-        self._handle, self._begun, self._had = None, perf_counter(), -1
+        self._handle, self._begun, self._had = None, perf_counter(), None
 
     def show(
         self,
         history: Sequence[Mapping[str, float]],  # one row a finished epoch
         epochs: int,  # in all, as far as is known
-    ) -> str:  # HTML: one line and a PNG
+    ) -> str:  # HTML: one line and a PNG; nothing before the first epoch
         "Draw the history where it was drawn before, or here if this is the first time."
         import pandas as pd
         from IPython.display import HTML, display
 
-        if self._had < 0:  # epochs that an earlier call trained do not tell how long one takes now
-            self._had = len(history) - 1
-        each = (perf_counter() - self._begun) / (len(history) - self._had)
+        if self._had is None:  # epochs that an earlier call trained do not tell how long one takes now
+            self._begun, self._had = perf_counter(), len(history)
+        if not history:
+            return ""
+        new = len(history) - self._had
+        each = (perf_counter() - self._begun) / new if new > 0 else history[-1]["seconds"]
         draw_history(pd.DataFrame(history), fit=self.fit, epochs=epochs).savefig(png := BytesIO(), dpi=96)
         said = escape(in_words(history, epochs, each))
         source = b64encode(png.getvalue()).decode()
@@ -156,9 +159,9 @@ def as_metrics(
         named[f"{what}/{part}" if part in COLOUR else key] = value
     return {k: v for k, v in named.items() if k not in ("epoch", "step") and not math.isnan(v)}
 
-# %% ../nbs/11e_watch.ipynb #bcc57d03
+# %% ../nbs/11e_watch.ipynb #bfc142d5
 class WatchingWarning(UserWarning):
-    "A training cannot be watched as was asked; it goes on."
+    "A training is not watched as was asked: a log fails, and it goes on; or it was over before."
 
 
 @contextmanager
@@ -176,12 +179,11 @@ def _said(error: Exception) -> str:
     "An error of somebody else's package, in one line."
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
-# %% ../nbs/11e_watch.ipynb #e634d0ad
+# %% ../nbs/11e_watch.ipynb #94384d55
 @contextmanager
 def _to_tensorboard(
     run: Path,
-    recipe: Recipe,
-) -> Iterator[Callable[[Sequence[Mapping[str, float]], int], None]]:
+) -> Iterator[Callable[[Sequence[Mapping[str, float]]], None]]:
     "Rows as TensorBoard's event file, RUN/tensorboard/events.out.tfevents.*."
     from tensorboard.compat.proto.event_pb2 import Event, SessionLog
     from tensorboard.compat.proto.summary_pb2 import Summary
@@ -205,7 +207,7 @@ def _to_tensorboard(
 
         written = 0
 
-        def tell(history: Sequence[Mapping[str, float]], epochs: int) -> None:
+        def tell(history: Sequence[Mapping[str, float]]) -> None:
             nonlocal written
             for row in history[written:]:
                 values = [Summary.Value(tag=k, simple_value=v) for k, v in as_metrics(row).items()]
@@ -219,13 +221,14 @@ def _to_tensorboard(
 def _to_mlflow(
     run: Path,
     recipe: Recipe,
-) -> Iterator[Callable[[Mapping[str, float]], None]]:
+) -> Iterator[Callable[[Sequence[Mapping[str, float]]], None]]:
     'Rows as metrics of a run of MLflow\'s experiment "lungseg", where MLFLOW_TRACKING_URI says; its id is kept in RUN/mlflow.json.'
     from mlflow import MlflowClient
 
-    client, kept = MlflowClient(), run / "mlflow.json"
+    client, kept, there = MlflowClient(), run / "mlflow.json", set()
     if kept.is_file():
         run_id = read_json(kept)["run_id"]
+        there = {metric.step for metric in client.get_metric_history(run_id, "lr")}
     else:
         known = client.get_experiment_by_name("lungseg")
         where = known.experiment_id if known else client.create_experiment("lungseg")
@@ -235,9 +238,13 @@ def _to_mlflow(
         write_json(kept, {"run_id": run_id})
     client.update_run(run_id, status="RUNNING")
 
-    def tell(history: Sequence[Mapping[str, float]], epochs: int) -> None:
-        for key, value in as_metrics(history[-1]).items():
-            client.log_metric(run_id, key, value, step=int(history[-1]["epoch"]))
+    def tell(history: Sequence[Mapping[str, float]]) -> None:
+        for row in history:
+            step, metrics = int(row["epoch"]), as_metrics(row)
+            if step not in there:
+                for key in sorted(metrics, key="lr".__eq__):  # where the rate is there, the whole row is
+                    client.log_metric(run_id, key, metrics[key], step=step)
+                there.add(step)
 
     end = "KILLED"
     try:
@@ -247,14 +254,16 @@ def _to_mlflow(
         with _warned("mlflow"):
             client.set_terminated(run_id, end)
 
-# %% ../nbs/11e_watch.ipynb #76ef91ed
+# %% ../nbs/11e_watch.ipynb #4555d0b8
 @contextmanager
 def watching(
     run: Path,  # the run's folder
     recipe: Recipe,
     logs: Sequence[str] = (),  # "tensorboard", "mlflow"
     live: bool | None = None,  # curves in the notebook; None: if this is one
-) -> Iterator[Callable[[Sequence[Mapping[str, float]], int], None]]:  # give it the history after each epoch
+) -> Iterator[
+    Callable[[Sequence[Mapping[str, float]], int], None]
+]:  # give it the history, at the start and after each epoch
     """Whoever wants to see a training gets its history: all rows of it, and how many epochs it may have.
 
     Raises `ModelError` as `check_logs` does.
@@ -264,19 +273,18 @@ def watching(
     with ExitStack() as stack:
         tell = {}
         for name in logs:
+            to = _to_tensorboard(Path(run)) if name == "tensorboard" else _to_mlflow(Path(run), recipe)
             try:
-                tell[name] = stack.enter_context(_TO[name](Path(run), recipe))
+                tell[name] = stack.enter_context(to)
             except Exception as e:  # before anything is trained, what does not work is an error
                 raise ModelError(f"log: {name} cannot be written to ({_said(e)})") from e
-        if curves:
-            tell["live curves"] = curves.show
 
         def seen(history: Sequence[Mapping[str, float]], epochs: int) -> None:
             for name, told in tell.items():
                 with _warned(name):
-                    told(history, epochs)
+                    told(history)
+            if curves:
+                with _warned("live curves"):
+                    curves.show(history, epochs)
 
         yield seen
-
-
-_TO = {"tensorboard": _to_tensorboard, "mlflow": _to_mlflow}
