@@ -7,7 +7,7 @@ __all__ = ['KEEP_EVERY', 'LOOK_EVERY', 'IN_MEMORY', 'PAYS_AFTER', 'choose_device
            'parts_of', 'ahead', 'batch_of', 'make_net', 'make_optimiser', 'follow', 'add_slopes', 'take_step',
            'confusion', 'Tally', 'validate', 'Loop', 'train_epoch', 'train', 'Pause', 'EagerWarning', 'compiled']
 
-# %% ../nbs/12_train.ipynb #cdaa8dad
+# %% ../nbs/12_train.ipynb #cbfec9eb
 import math
 import os
 import shlex
@@ -39,22 +39,13 @@ from .core import CohortError, ModelError, progress, read_json, write_json
 from .distributed import ALONE, Team, join, share_batch_norms
 from .losses import make_loss
 from .metrics import Counts
-from .networks import build_network, freeze, take_encoder
+from .networks import EncoderWarning, build_network, freeze, take_encoder
 from .recipe import Fit, Recipe
-from lungseg.runs import (
-    Progress,
-    check_split,
-    checkpoints,
-    claim,
-    describe_run,
-    load_checkpoint,
-    save_checkpoint,
-    save_weights,
-    write_history,
-)
+from .runs import Progress, check_split, checkpoints, claim, describe_run, load_checkpoint, own_encoder
+from .runs import read_history, save_checkpoint, save_weights, what_is_kept, write_history
 from .schedules import learning_rate, plateaus, stalled
 from .slices import SliceDataset, epoch_order, for_network
-from .watch import check_logs, watching
+from .watch import WatchingWarning, check_logs, watching
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -372,7 +363,7 @@ def validate(
         "accuracy": float(accuracy.mean()),
     }
 
-# %% ../nbs/12_train.ipynb #832648b7
+# %% ../nbs/12_train.ipynb #4165a1a9
 @dataclass
 class Loop:
     "What a training goes round with."
@@ -452,19 +443,24 @@ def train(
     """Train a network by a recipe; stopped at any time, the same call goes on. Under `torchrun`, one of several processes.
 
     Raises `ModelError` if the folder holds a run by another recipe, with another split or on other data, if the
-    loss is no longer a number, if the disk is full, or if a log's package is not installed;
+    loss is no longer a number, if the disk is full, if the encoder does not fit, or if a log's package is not installed;
     `CohortError` if the split does not fit the store, or the recipe needs validation patients and has none.
     """
     check_logs(logs)
     run, split = Path(run), check_split(store, split)
     if recipe.fit.patience and not split["validation"]:
         raise CohortError("split: fit.patience needs validation patients to tell when to stop, got none")
+    asked, (recipe, encoder) = Path(recipe.net.encoder).name, own_encoder(recipe, run)
+    if encoder:
+        _check_fit(recipe, encoder, asked)
     fabric, team = join(*choose_device(device, recipe.fit.precision), parts_rest=recipe.net.frozen > 0)
     if team.first:
-        claim(run, store, recipe, split, resume=resume)
+        claim(run, store, recipe, split, resume=resume, encoder=encoder)
         _sweep(run)
     team.wait()
     if (run / "run.json").exists() and read_json(run / "run.json")["finished"]:
+        if team.first and logs:
+            _told_again(run, recipe, logs)
         return run
     with (
         TemporaryDirectory(prefix=".slices_", dir=run) as scratch,
@@ -477,14 +473,15 @@ def train(
         }
         loop = _start(recipe, run, fabric, team, data["train"], pause)
         state = loop.state
+        if team.first:
+            seen(state.history, loop.epochs)  # what an earlier call has trained
         with loop.bar:
             while len(state.history) < loop.epochs and not stalled(state.history, recipe.fit.patience):
                 row = train_epoch(loop, data["train"])
                 _sound(loop)
                 row |= _validated(loop, data["validation"])
-                if team.first and (
-                    math.isnan(row["validation_dice"]) or row["validation_dice"] >= state.best
-                ):
+                dice = row["validation_dice"]
+                if team.first and (dice >= state.best or (math.isnan(dice) and state.best < 0)):
                     about = {
                         "epoch": f"{row['epoch']:.0f}",
                         "validation_dice": f"{row['validation_dice']:.4f}",
@@ -503,7 +500,7 @@ def train(
             team.wait()
     return run
 
-# %% ../nbs/12_train.ipynb #5e2b1cc4
+# %% ../nbs/12_train.ipynb #c70030ae
 KEEP_EVERY = 120.0  # seconds between checkpoints within an epoch
 LOOK_EVERY = 20  # steps between looks at the figures that a graphics card has counted
 
@@ -569,20 +566,9 @@ def _naming_what_is_kept(loop: Loop) -> Iterator[None]:
     except ModelError as e:
         epoch = len(loop.state.history) + 1
         raise ModelError(
-            f"epoch {epoch}: {e}; {_kept(loop.run)}; train with a lower fit.lr than {loop.recipe.fit.lr:g}"
+            f"epoch {epoch}: {e}; {what_is_kept(loop.run)}; "
+            f"train with a lower fit.lr than {loop.recipe.fit.lr:g}, in another folder or with --no-resume (resume=False)"
         ) from None
-
-
-def _kept(run: Path) -> str:
-    "The last good checkpoint, in words."
-    found = checkpoints(run / "checkpoint")
-    if not found:
-        return "no checkpoint was due yet"
-    epochs, steps = (int(n) for n in found[0].stem.split("_")[1::2])
-    done = f"{epochs} epoch{'s' * (epochs != 1)}"
-    return f"the last good checkpoint is after {done}" + (
-        f" and {steps} step{'s' * (steps != 1)}" if steps else ""
-    )
 
 
 @contextmanager
@@ -600,7 +586,7 @@ def _as_asked(run: Path, recipe: Recipe, device: str) -> Iterator[Pause]:
         with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []):
             yield pause
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"training stopped; {_kept(run)}; {_again()}") from None
+        raise KeyboardInterrupt(f"training stopped; {what_is_kept(run)}; {_again()}") from None
     finally:
         torch.use_deterministic_algorithms(before[0])
         torch.backends.cudnn.benchmark = before[1]
@@ -614,7 +600,7 @@ def _again() -> str:
         return "go on with: " + shlex.join(["lungseg", *(a for a in sys.argv[1:] if a != "--no-resume")])
     return "the same call goes on from there"
 
-# %% ../nbs/12_train.ipynb #42c0937f
+# %% ../nbs/12_train.ipynb #2002297b
 IN_MEMORY = 4 * 2**30  # bytes of prepared slices that are kept in memory; more go to memory-mapped files
 
 
@@ -624,6 +610,24 @@ def _slices(store: Store, names: list[str], recipe: Recipe, folder: Path) -> Sli
         return None
     many = sum(len(store.case(name).hu) for name in names) * recipe.prepare.size**2 * 2
     return SliceDataset(store, names, recipe.prepare, folder=folder if many > IN_MEMORY else None)
+
+
+def _check_fit(recipe: Recipe, encoder: bytes, name: str) -> None:
+    "Raises `ModelError` if the way down in a file of weights does not fit the recipe's network."
+    with TemporaryDirectory() as d, torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", EncoderWarning)  # it comes when the way down is taken over
+        copy = Path(d) / (name or "encoder")
+        copy.write_bytes(encoder)
+        take_encoder(build_network(recipe.net, recipe.prepare.channels), copy)
+
+
+def _told_again(run: Path, recipe: Recipe, logs: Sequence[str]) -> None:
+    "A finished run's rows, for who asks for them afterwards; with a word that nothing is trained."
+    history = read_history(run).to_dict("records")
+    with watching(run, recipe, logs, live=False) as seen:
+        seen(history, len(history))
+    rows = f"its {len(history)} epochs are in {' and '.join(logs)} now"
+    warnings.warn(f"{run.name}: was finished before, nothing is trained; {rows}", WatchingWarning, 3)
 
 
 def _sweep(run: Path) -> None:
@@ -637,7 +641,7 @@ def _start(recipe: Recipe, run: Path, fabric: "Fabric", team: Team, data: SliceD
     fit, device, steps = recipe.fit, fabric.device.type, steps_per_epoch(data, recipe)
     epochs, net = epochs_of(fit, steps), make_net(recipe)
     if recipe.net.encoder and not checkpoints(run / "checkpoint"):
-        take_encoder(net, recipe.net.encoder)
+        take_encoder(net, run / recipe.net.encoder)
     net = share_batch_norms(net, team, device).to(memory_format=torch.channels_last)
     average = fabric.to_device(deepcopy(net)) if fit.ema else net
     model, optimiser = fabric.setup(

@@ -10,6 +10,7 @@ from copy import deepcopy
 from getpass import getuser
 from pathlib import Path
 from typing import ClassVar
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from lungseg import cli
+from lungseg.cohort import Store
 from lungseg.core import ModelError, read_json, write_json
 from lungseg.phantom import LABELS, draw_phantom
 from lungseg.predict import load_model
@@ -37,6 +39,8 @@ from lungseg.runs import (
     save_weights,
     write_history,
 )
+from lungseg.schedules import plateaus, stalled
+from lungseg.train import train
 from lungseg.watch import WatchingWarning, check_logs, watching
 
 
@@ -48,6 +52,7 @@ def beginning(seed: int = 0, optimiser: type = torch.optim.AdamW) -> Progress:
 
 
 def a_step(state: Progress) -> None:
+    torch.manual_seed(state.step)  # all chance depends on the step
     state.optimiser.zero_grad()
     state.net(torch.rand(2, 1, 8, 8)).square().mean().backward()
     state.optimiser.step()
@@ -72,14 +77,12 @@ def test_after_any_step_a_checkpoint_goes_on_to_the_same_bits(tmp_path, optimise
         state = beginning(optimiser=optimiser)
         for _ in range(stop):
             a_step(state)
-        state.running, state.order, state.schedule = {"loss": 0.1 * stop}, [2, 0, 1], {"waited": 2.0}
+        state.running, state.order = {"loss": 0.1 * stop}, [2, 0, 1]
         save_checkpoint(state, tmp_path / "checkpoint")
         torch.manual_seed(99)
         again = beginning(seed=stop + 1, optimiser=optimiser)
         assert load_checkpoint(again, tmp_path / "checkpoint")
         assert (again.step, again.running, again.order) == (stop, {"loss": 0.1 * stop}, [2, 0, 1])
-        assert again.schedule == {"waited": 2.0}
-        torch.set_rng_state(again.random["cpu"])
         for _ in range(6 - stop):
             a_step(again)
         assert all(torch.equal(a, b) for a, b in zip(all_of(again), all_of(calm), strict=True))
@@ -252,6 +255,61 @@ def test_weights_of_old_get_defaults_and_weights_of_a_newer_lungseg_are_refused(
     save_file(weights, path, old | {"format": "lungseg 2"})
     with pytest.raises(ModelError, match="got 'lungseg 2': a newer lungseg wrote them"):
         load_model(path, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("seed=-1", r"seed: expected 0 to 2\*\*63 - 1, got -1"),
+        (f"seed={2**63}", r"seed: expected 0 to 2\*\*63 - 1"),
+        ("prepare.size=5000", "size: expected 8 to 4096 pixels, got 5000"),
+        ("augment.shift=0.6", "shift: expected 0 to 0.5, got 0.6"),
+        ("augment.rotate_deg=181", "rotate_deg: expected 0 to 180, got 181.0"),
+        ("augment.scale=1.5", "scale: expected 0 to 1, got 1.5"),
+        ("augment.noise=30", "noise: expected 0 to 1, got 30.0"),
+    ],
+)
+def test_numbers_that_cannot_be_meant_are_refused(setting, expected):
+    with pytest.raises(ModelError, match=expected):
+        with_settings(Recipe(), [setting])
+    assert with_settings(Recipe(), [f"seed={2**63 - 1}"]).seed == 2**63 - 1
+
+
+def test_a_recipe_that_is_not_utf_8_is_one_error(tmp_path):
+    (tmp_path / "mine.toml").write_bytes(b'name = "L\xfcbeck"\n')
+    with pytest.raises(ModelError, match=r"^mine\.toml: expected UTF-8, but byte 9 is 0xfc$"):
+        load_recipe(tmp_path / "mine.toml")
+
+
+# ---- when to slow down, and when to stop
+
+
+def an_epoch(dice: float, loss: float = 1.0) -> dict[str, float]:
+    return {"validation_dice": dice, "train_loss": loss}
+
+
+NONE = float("nan")
+
+
+@pytest.mark.parametrize(
+    "dices",
+    [
+        [0.8, 0.8, 0.8, 0.8, NONE, 0.7, NONE, 0.9, 0.9, 0.9, 0.9],
+        [NONE, NONE, NONE, NONE, 0.5, 0.6, NONE, 0.6, 0.6, 0.6],
+        [NONE] * 12,
+    ],
+)
+def test_a_rate_that_has_fallen_on_a_plateau_never_comes_back_up(dices):
+    rows = [an_epoch(dice) for dice in dices]
+    counts = [plateaus(rows[:n]) for n in range(len(rows) + 1)]
+    assert counts == sorted(counts) and counts[-1] > 0
+
+
+def test_only_numbers_tell_when_to_stop():
+    assert not stalled([an_epoch(NONE)] * 20, 1)
+    rows = [an_epoch(dice) for dice in (0.5, NONE, NONE, NONE, 0.4)]
+    assert not stalled(rows, 2) and stalled([*rows, an_epoch(0.4)], 2)
+    assert plateaus([an_epoch(0.5, loss) for loss in (3.0, 2.0, 1.0)] + [an_epoch(NONE, 0.5)] * 9) == 0
 
 
 def test_every_key_of_a_recipe_is_explained():
@@ -440,6 +498,11 @@ class Client:
     def log_metric(self, run_id, key, value, step):
         self.told[run_id]["metrics"].append((step, key, value))
 
+    def get_metric_history(self, run_id, key):
+        point = type("Metric", (), {})
+        steps = [step for step, name, _ in self.told[run_id]["metrics"] if name == key]
+        return [type("Metric", (point,), {"step": step}) for step in steps]
+
     def update_run(self, run_id, status):
         self.told[run_id]["ends"].append(status)
 
@@ -465,6 +528,34 @@ def test_mlflow_gets_the_recipe_once_and_each_row_though_the_run_is_interrupted(
         (2, "loss/train", 0.5),
     ]
     assert json.loads((folder / "mlflow.json").read_text("utf-8")) == {"run_id": "run"}
+
+
+def test_mlflow_gets_all_rows_that_it_lacks(tmp_path, monkeypatch):
+    "Those of before it was asked for, and those that were lost while its server was down; none twice."
+    monkeypatch.setitem(sys.modules, "mlflow", type(sys)("mlflow"))
+    down = []
+
+    class Shaky(Client):
+        def log_metric(self, run_id, key, value, step):
+            if down and key == "seconds":
+                raise ConnectionError("the server is down")
+            super().log_metric(run_id, key, value, step)
+
+    monkeypatch.setattr(sys.modules["mlflow"], "MlflowClient", Shaky, raising=False)
+    monkeypatch.setattr("lungseg.watch.find_spec", lambda name: True)
+    rows = [ROW | {"epoch": float(n)} for n in range(1, 6)]
+    with watching(tmp_path / "late", Recipe(), ["mlflow"]) as seen:
+        seen(rows[:2], 5)
+        down.append(True)
+        with pytest.warns(WatchingWarning, match="the server is down"):
+            seen(rows[:3], 5)
+        down.clear()
+        seen(rows[:4], 5)
+    with watching(tmp_path / "late", Recipe(), ["mlflow"]) as seen:
+        seen(rows[:4], 5)
+        seen(rows, 5)
+    assert [step for step, key, _ in Client.told["late"]["metrics"] if key == "lr"] == [1, 2, 3, 4, 5]
+    assert [step for step, key, _ in Client.told["late"]["metrics"] if key == "seconds"] == [1, 2, 3, 4, 5]
 
 
 def test_a_log_that_fails_does_not_end_the_training(tmp_path, monkeypatch):
@@ -497,6 +588,34 @@ def test_a_run_that_is_watched_with_tensorboard_has_every_epoch_there(first, tmp
     assert [e.value for e in read.Scalars("loss/train")] == pytest.approx(list(kept), rel=1e-4)
     done, said = run("train", first / "data", tmp_path / "other", "--log", "tensorbord")
     assert done == 2 and "got 'tensorbord'; did you mean \"tensorboard\"?" in said
+
+
+def test_a_run_whose_log_is_asked_for_afterwards_has_every_epoch_there(first, tmp_path):
+    "In the middle: before the next epoch is over. After the end: with a word that it was the end."
+    pytest.importorskip("tensorboard", reason="needs the extra lungseg[log]")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def epochs_there(run: Path) -> list[int]:
+        read = EventAccumulator(str(run / "tensorboard"))
+        read.Reload()
+        return [e.step for e in read.Scalars("loss/train")]
+
+    done, half = shutil.copytree(first / "first", tmp_path / "done"), tmp_path / "half"
+    store, (recipe, split) = Store(done / "store"), like(done)
+    with pytest.warns(
+        WatchingWarning, match="done: was finished before, nothing is trained; its 2 epochs are"
+    ):
+        train(store, split, recipe, done, logs=["tensorboard"])
+    assert epochs_there(done) == [1, 2]
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(store, split, recipe, half, on_epoch=stop)
+    with patch("lungseg.train.train_epoch", stop), pytest.raises(KeyboardInterrupt):
+        train(store, split, recipe, half, logs=["tensorboard"])
+    assert epochs_there(half) == [1]
 
 
 def test_slices_that_do_not_fit_on_the_disk_are_an_error_before_the_training(first, tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from lungseg.losses import CombinedLoss
 from lungseg.phantom import LABELS, draw_phantom
 from lungseg.predict import load_model, postprocess, predict_probs, segment
 from lungseg.recipe import Fit, Net, Recipe, load_recipe
-from lungseg.runs import DamagedCheckpointWarning, checkpoints, read_history
+from lungseg.runs import DamagedCheckpointWarning, checkpoints, like, read_history
 from lungseg.slices import NoLungsWarning, Preparation, SliceDataset
 from lungseg.train import train, validate
 from lungseg.volume import Volume
@@ -461,9 +461,20 @@ def test_the_rate_falls_on_a_plateau_of_the_validation_dice_or_else_of_the_loss(
     with patch.object(training, "validate", lambda *_, **__: nothing_better):
         judged = read_history(train(store, split, TINY.but(fit=fit), tmp_path / "judged"))
     assert judged.lr.tolist() == pytest.approx([1e-2] * 4 + [2e-3] * 2)
-    still = TINY.but(fit=fit | {"lr": 1e-12}, augment={"density": 0.0}, net={"dropout": 0.0})
-    alone = read_history(train(store, {"train": split["train"]}, still, tmp_path / "alone"))
-    assert set(alone.lr) <= {1e-12, 2e-13, 4e-14} and alone.validation_dice.isna().all()
+    with patch.object(training.Tally, "loss", property(lambda _tally: 0.5)):
+        alone = read_history(train(store, {"train": split["train"]}, TINY.but(fit=fit), tmp_path / "alone"))
+    assert alone.validation_dice.isna().all()
+    assert alone.lr.tolist() == pytest.approx([1e-2] * 4 + [2e-3] * 2)
+
+
+def test_an_epoch_without_a_dice_does_not_replace_the_best_weights(store, split, tmp_path):
+    made_up = iter([0.5, math.nan, 0.4])
+    scores = patch.object(
+        training, "validate", lambda *_, **__: {"loss": 0.1, "dice": next(made_up), "accuracy": 1.0}
+    )
+    with scores:
+        run = train(store, split, TINY, tmp_path / "run")
+    assert load_model(run).about["epoch"] == "1"
 
 
 def test_a_way_down_is_taken_over_and_held_for_so_many_epochs(store, split, calm, tmp_path):
@@ -483,6 +494,71 @@ def test_a_way_down_is_taken_over_and_held_for_so_many_epochs(store, split, calm
     assert not torch.equal(seen[0]["head.weight"], seen[1]["head.weight"])
 
 
+def test_a_run_that_began_with_another_is_repeated_after_that_one_is_gone(store, split, calm, tmp_path):
+    given = shutil.copytree(calm, tmp_path / "given")
+    recipe = TINY.but(net={"encoder": str(given)}, fit={"epochs": 2})
+    one = train(store, split, recipe, tmp_path / "one")
+    shutil.rmtree(given)
+    (one / "run.json").unlink()
+    train(store, split, recipe, one)  # the same call goes on with the copy
+    again, parts = like(one, store)
+    two = train(store, parts, again, tmp_path / "two")
+    third = train(store, parts, load_recipe(two / "recipe.toml"), tmp_path / "third")
+    assert same_weights(one, two) and same_weights(one, third)
+    told = b"".join(f.read_bytes() for run in (one, two, third) for f in run.iterdir() if f.is_file())
+    assert str(tmp_path).encode() not in told
+    assert load_model(two).recipe.net.encoder == like(one)[0].net.encoder.rpartition(os.sep)[2]
+    (copy,) = one.glob("encoder_*.safetensors")
+    shutil.copy(calm / "model.safetensors", copy)
+    save_file(load_file(calm / "model.safetensors"), copy, {"changed": "yes"})
+    with pytest.raises(ModelError, match=f"{copy.name}: is not the file that the run began with"):
+        like(one, store)
+
+
+def test_a_run_that_began_with_other_weights_of_the_same_name_is_refused(store, split, calm, tmp_path):
+    given = shutil.copytree(calm, tmp_path / "given")
+    recipe = TINY.but(net={"encoder": str(given)}, fit={"epochs": 1})
+    run = train(store, split, recipe, tmp_path / "run")
+    save_file(load_file(calm / "model.safetensors"), given / "model.safetensors", {"changed": "yes"})
+    with pytest.raises(ModelError, match=r"run: holds a run with another recipe \(net\.encoder\)"):
+        train(store, split, recipe, run)
+
+
+@pytest.mark.parametrize("what", ["absent", "unlike"])
+def test_an_encoder_that_cannot_be_taken_leaves_no_folder_and_no_run_harmed(
+    store, split, calm, tmp_path, what
+):
+    encoder, other = str(tmp_path / "nowhere") if what == "absent" else str(calm), {"width": 6}
+    recipe = TINY.but(net={"encoder": encoder, **other})
+    with pytest.raises(ModelError, match=r"^nowhere: .* found no weights|^calm: expected "):
+        train(store, split, recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    run = shutil.copytree(calm, tmp_path / "calm")
+    with pytest.raises(ModelError):
+        train(store, split, recipe, run, resume=False)
+    assert same_weights(run, calm)
+
+
+def test_a_request_that_failed_gives_way_to_another(store, split, tmp_path):
+    "The loss of the first is no number: no checkpoint, no history, no model, so no need of another folder."
+    wild = TINY.but(fit={"lr": 1e30, "warmup": 0.0, "clip": 0.0})
+    with pytest.raises(ModelError, match=r"lower fit\.lr than 1e\+30, in another folder or with --no-resume"):
+        train(store, split, wild, tmp_path / "run")
+    run = train(store, split, TINY.but(fit={"epochs": 1}), tmp_path / "run")
+    assert len(read_history(run)) == 1
+
+
+def test_a_new_start_leaves_nothing_of_the_run_before(store, split, calm, tmp_path):
+    run = shutil.copytree(calm, tmp_path / "run")
+    for name in ("evaluation/predictions", "tensorboard", "mine"):
+        (run / name).mkdir(parents=True)
+        (run / name / "file").write_text("of the run before", encoding="utf-8")
+    write_json(run / "mlflow.json", {"run_id": "of the run before"})
+    train(store, split, TINY.but(fit={"epochs": 1}), run, resume=False)
+    left = {"mine"}
+    assert {f.name for f in run.iterdir()} == left | {f.name for f in calm.iterdir()}
+
+
 def test_weights_that_are_no_numbers_never_become_a_checkpoint(store, split, tmp_path):
     "The second step breaks one, and no loss has told yet."
     calls, really = iter(range(10**6)), training.take_step
@@ -496,7 +572,7 @@ def test_weights_that_are_no_numbers_never_become_a_checkpoint(store, split, tmp
         patch.object(training, "take_step", breaking),
         patch.object(training, "KEEP_EVERY", 0.0),
         pytest.raises(
-            ModelError, match=r"epoch 1: the weights are no finite numbers .* after 0 epochs and 1 step;"
+            ModelError, match=r"epoch 1: the weights are no finite numbers .* \(1 step\) is whole;"
         ),
     ):
         train(store, split, TINY, tmp_path / "run")
