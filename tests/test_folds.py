@@ -267,9 +267,8 @@ def test_torchrun_is_told_once_that_folds_are_one_process_s(volumes, tmp_path, m
         ran = CliRunner().invoke(app, ["crossvalidate", str(volumes), str(tmp_path / "out")])
         assert ran.exit_code == 2
         said += ran.output.splitlines()
-    assert said == [
-        "lungseg crossvalidate: crossvalidate: expected one process, got 2 from torchrun; start it without torchrun"
-    ]
+    wanted = "crossvalidate: expected one process, got 2 from torchrun; start it without torchrun"
+    assert said == [f"lungseg crossvalidate: {wanted}"]
     assert not (tmp_path / "out").exists()
 
 
