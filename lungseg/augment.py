@@ -145,13 +145,13 @@ def paint_density(
     target = tissue + 0.05 * torch.randn(b, 1, 1, 1, generator=g) + between(0.0, 0.15) * grain
     return images + strength * (target - images).clamp_min(0)
 
-# %% ../nbs/08a_augment.ipynb #837abd54
+# %% ../nbs/08a_augment.ipynb #6083582d
 def thickness(
     aug: Augmentation,
     b: int,  # slices
     g: torch.Generator,
 ) -> Float[np.ndarray, " b"] | None:  # in spacings between slices, 1 to 3; None: all as they are
-    "How thick each slice is to be, for `SliceDataset.batch`."
+    "How thick each slice is to be, for `batch` of `SliceDataset`."
     return 1 + aug.thickness * torch.rand(b, generator=g).double().numpy() if aug.thickness else None
 
 # %% ../nbs/08a_augment.ipynb #f62a5193

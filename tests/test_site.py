@@ -430,8 +430,10 @@ def test_the_home_page_says_what_each_dependency_is_for():
     config.read(ROOT / "settings.ini", encoding="utf-8")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     section = readme.partition("## What it stands on")[2].partition("\n## ")[0]
-    tables = re.split(r"^\| *`lungseg\[\w+\]`", section, flags=re.MULTILINE)
-    for table, kind in zip(tables, ["", "dicom_", "fetch_", "report_", "dev_"], strict=True):
+    own, *parts = re.split(r"^\| *`lungseg\[(\w+)\]`", section, flags=re.MULTILINE)
+    tables = {"": own} | {f"{extra}_": table for extra, table in zip(parts[::2], parts[1::2], strict=True)}
+    assert {f"{kind}requirements" for kind in tables} == {k for k in config["DEFAULT"] if "requirements" in k}
+    for kind, table in tables.items():
         lines = config["DEFAULT"][f"{kind}requirements"].replace("\\", " ").split()
         needed = [re.match(r"[\w-]+", line)[0] for line in lines]
         rows = re.findall(r"^\| *(\w[\w, -]*?) *\| *\w", table, re.MULTILINE)
