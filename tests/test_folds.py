@@ -10,11 +10,12 @@ from unittest.mock import patch
 import numpy as np
 import pandas as pd
 import pytest
+from chests import store_of, write_chests
 from typer.testing import CliRunner
 
 from lungseg import folds as under_test
 from lungseg.cli import app
-from lungseg.cohort import Store, build_store, find_cases
+from lungseg.cohort import Store
 from lungseg.core import CohortError, InputError, ModelError, pool, read_json
 from lungseg.evaluate import evaluate, load_evaluation
 from lungseg.figures import box_plots, dice_along_lungs, network_against_threshold
@@ -35,18 +36,12 @@ TINY = Recipe().but(
 @pytest.fixture(scope="module")
 def volumes(tmp_path_factory):
     "Four phantoms of 12 slices of 64 × 64; the last is there without a mask, too."
-    folder = tmp_path_factory.mktemp("cohort") / "volumes"
-    folder.mkdir()
-    for seed in range(4):
-        p = draw_phantom(seed, size=64, slices=12)
-        mask = p.mask("lung_left", "lung_right").astype(np.uint8)
-        np.savez(folder / f"Case_{seed:03d}.npz", hu=p.hu, mask=mask)
-    return folder
+    return write_chests(tmp_path_factory.mktemp("cohort") / "volumes", 4)
 
 
 @pytest.fixture(scope="module")
 def store(volumes):
-    return build_store(find_cases(volumes).cases, volumes.parent / "store")
+    return store_of(volumes)
 
 
 @pytest.fixture(scope="module")
@@ -248,7 +243,7 @@ def test_nobody_works_in_the_folder_of_another(verb, there, volumes, store, done
         assert under_test.holder(out) == own
         return under_test.check_holder(out, own)
     if verb == "search":
-        pytest.importorskip("optuna", reason="optuna is not installed")
+        pytest.importorskip("optuna", reason="needs the extra lungseg[hpo]")
     before, reason = written(out), f"out: holds {there}, expected a new folder or one of {own}"
     ran = CliRunner().invoke(app, [verb, str(volumes), str(out)])
     assert ran.exit_code == 2 and reason in ran.output

@@ -259,7 +259,7 @@ def test_a_mask_of_the_image_s_own_name_is_its_tumour_unless_it_is_lungs(sick, t
 
 
 def test_a_segmentation_object_names_its_tumours(sick, tmp_path):
-    pytest.importorskip("highdicom")
+    pytest.importorskip("highdicom", reason="needs the extra lungseg[dicom]")
     from lungseg.phantom import write_phantom
 
     ct = write_phantom(sick, tmp_path / "ct")

@@ -9,18 +9,17 @@ import time
 from pathlib import Path
 from unittest.mock import patch
 
-import numpy as np
 import pandas as pd
 import pytest
+from chests import store_of, write_chests
 from typer.testing import CliRunner
 
-pytest.importorskip("optuna", reason="optuna is not installed")
+pytest.importorskip("optuna", reason="needs the extra lungseg[hpo]")
 
 from lungseg import search as under_test
 from lungseg.cli import app
 from lungseg.cohort import build_store, find_cases
 from lungseg.core import InputError, ModelError, read_json
-from lungseg.phantom import draw_phantom
 from lungseg.recipe import Recipe, load_recipe, recipe_to_toml
 from lungseg.runs import read_history
 from lungseg.search import load_space, search, space_from_toml
@@ -39,18 +38,12 @@ AXES = space_from_toml(SPACE)
 
 @pytest.fixture(scope="module")
 def volumes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cohort") / "volumes"
-    folder.mkdir()
-    for seed in range(3):
-        p = draw_phantom(seed, size=64, slices=12)
-        mask = p.mask("lung_left", "lung_right").astype(np.uint8)
-        np.savez(folder / f"Case_{seed:03d}.npz", hu=p.hu, mask=mask)
-    return folder
+    return write_chests(tmp_path_factory.mktemp("cohort") / "volumes", 3)
 
 
 @pytest.fixture(scope="module")
 def store(volumes):
-    return build_store(find_cases(volumes).cases, volumes.parent / "store")
+    return store_of(volumes)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from chests import store_of, write_chests
 from safetensors.torch import load_file, save_file
 
 from lungseg import runs
@@ -37,13 +38,7 @@ TINY = Recipe(
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     "Three phantoms of 12 slices of 64 × 64, as a store."
-    home = tmp_path_factory.mktemp("cohort")
-    (home / "volumes").mkdir()
-    for seed in range(3):
-        p = draw_phantom(seed, size=64, slices=12)
-        lungs = np.isin(p.labels, [LABELS["lung_left"], LABELS["lung_right"]])
-        np.savez(home / "volumes" / f"Case_{seed:03d}.npz", hu=p.hu, mask=lungs.astype(np.uint8))
-    return build_store(find_cases(home / "volumes").cases, home / "store")
+    return store_of(write_chests(tmp_path_factory.mktemp("cohort") / "volumes", 3))
 
 
 @pytest.fixture(scope="module")

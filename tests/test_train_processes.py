@@ -12,12 +12,12 @@ from time import monotonic, sleep
 import numpy as np
 import pytest
 import torch
+from chests import store_of, write_chests
 from safetensors.torch import load_file
 
 from lungseg import train as training
-from lungseg.cohort import Store, build_store, find_cases
+from lungseg.cohort import Store
 from lungseg.core import read_json
-from lungseg.phantom import LABELS, draw_phantom
 from lungseg.recipe import Fit, Net, Recipe
 from lungseg.runs import checkpoints, read_history
 from lungseg.slices import Preparation
@@ -43,13 +43,7 @@ def started():
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     "Three phantoms of 12 slices of 64 × 64, as a store."
-    home = tmp_path_factory.mktemp("cohort")
-    (home / "volumes").mkdir()
-    for seed in range(3):
-        p = draw_phantom(seed, size=64, slices=12)
-        lungs = np.isin(p.labels, [LABELS["lung_left"], LABELS["lung_right"]])
-        np.savez(home / "volumes" / f"Case_{seed:03d}.npz", hu=p.hu, mask=lungs.astype(np.uint8))
-    return build_store(find_cases(home / "volumes").cases, home / "store")
+    return store_of(write_chests(tmp_path_factory.mktemp("cohort") / "volumes", 3))
 
 
 def fit(
