@@ -1416,7 +1416,7 @@ def _is_plain(file: Path) -> bool:
 
 SAID = "held back before de-identification; its name may identify somebody, so only the command says it"
 
-# %% ../nbs/18_cli.ipynb #ac8ec933
+# %% ../nbs/18_cli.ipynb #86d53555
 MADE = ("deidentified", "store", "run", "site")  # in a report's working folder
 BESIDE = ("deidentified.report.html", "deidentified.report.csv", "deidentified.keys.csv")  # and these files
 
@@ -1471,7 +1471,7 @@ def report(
     correct: bool = False,  # resample missing slices, uneven steps and gantry tilt, instead of refusing them
     out: Path = Path("_docs"),  # where the site goes
     work: Path | None = None,  # working folder; otherwise one in _runs for each cohort, recipe and seed
-    seed: int = 0,  # of the cohort, the split and the training
+    seed: int = 0,  # of the cohort and the split; the training's stands in the recipe
     fresh: bool = False,  # forget what an earlier run in the working folder finished
     keep_pages: bool = False,  # in a checkout: keep the outputs of the report's pages in nbs/report
 ) -> dict:
