@@ -164,7 +164,7 @@ def looping(recipe: Recipe, device: str, data: SliceDataset) -> Iterator[trainin
     "A training, about to begin."
     with tempfile.TemporaryDirectory() as run:
         fabric, team = join(*choose_device(device, recipe.fit.precision))
-        yield training._start(recipe, Path(run), fabric, team, data, Pause())
+        yield training.begin(recipe, Path(run), fabric, team, data, Pause())
 
 
 def loop_and_step(recipe: Recipe, device: str, store: Store, rounds: int) -> float:

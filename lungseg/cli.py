@@ -1065,7 +1065,7 @@ def cohort_in(
         with first_goes_first("store"):
             return build_store(found, out / "store", workers=2, correct=asked.correct)
 
-# %% ../nbs/18_cli.ipynb #9e478889
+# %% ../nbs/18_cli.ipynb #04ceea13
 @verb
 def train(
     data: Path,  # a cohort: DICOM cases with masks, volumes with masks, or pairs of pictures
@@ -1099,11 +1099,10 @@ def train(
 
     The same once more: lungseg train _data/phantom _runs/again --like _runs/first
     """
-    from lungseg.folds import check_holder
     from lungseg.splits import check_how, chosen_split
     from lungseg.recipe import load_recipe, with_settings
+    from lungseg.runs import check_free, check_holder, unlike
     from lungseg.runs import like as asked_of
-    from lungseg.runs import unlike
     from lungseg.train import train as fit
     from lungseg.watch import check_logs
 
@@ -1113,6 +1112,8 @@ def train(
             "--like takes recipe, split and seed from the run: leave out --recipe, --set, --test, --validation, --split and --seed"
         )
     check_holder(run, "a run")
+    if first_process():
+        check_free(run)
     settings = asked_of(like)[0] if like else with_settings(load_recipe(recipe), set or ())
     settings = settings if seed is None else settings.but(seed=seed)
     share = share_asked(_listed(test))
@@ -1205,8 +1206,10 @@ def crossvalidate(
     Example: lungseg crossvalidate _data/phantom _runs/folds --folds 4
     """
     from lungseg.folds import crossvalidate as run
-    from lungseg.folds import alone_in_this, check_holder, fold_table, fold_words, folds_wanted
+    from lungseg.distributed import alone_in_this
+    from lungseg.folds import fold_table, fold_words, folds_wanted
     from lungseg.recipe import load_recipe, with_settings
+    from lungseg.runs import check_holder
 
     alone_in_this("crossvalidate")
     check_holder(out, "a cross-validation")
@@ -1277,8 +1280,9 @@ def search(
 
     Example: lungseg search _data/phantom _runs/search --trials 20
     """
-    from lungseg.folds import alone_in_this, check_holder
+    from lungseg.distributed import alone_in_this
     from lungseg.recipe import flat, load_recipe, with_settings
+    from lungseg.runs import check_holder
     from lungseg.search import NothingFoundWarning, alone, load_space, needs_optuna
     from lungseg.search import search as look
     from lungseg.splits import check_how, chosen_split
@@ -1416,7 +1420,7 @@ def _is_plain(file: Path) -> bool:
 
 SAID = "held back before de-identification; its name may identify somebody, so only the command says it"
 
-# %% ../nbs/18_cli.ipynb #86d53555
+# %% ../nbs/18_cli.ipynb #56635476
 MADE = ("deidentified", "store", "run", "site")  # in a report's working folder
 BESIDE = ("deidentified.report.html", "deidentified.report.csv", "deidentified.keys.csv")  # and these files
 
@@ -1480,6 +1484,7 @@ def report(
     Example: lungseg report --data MY_COHORT --out my_report
     """
     from lungseg.cohort import build_store
+    from lungseg.distributed import alone_in_this
     from lungseg.evaluate import BASELINE
     from lungseg.evaluate import evaluate as score
     from lungseg.reading import not_there, opened
@@ -1488,6 +1493,7 @@ def report(
     from lungseg.recipe import load_recipe
     from lungseg.train import train as fit
 
+    alone_in_this("report")
     check_how(_listed(test) or split)
     settings, project = load_recipe(recipe), project_root()
     check_tools()

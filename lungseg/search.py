@@ -7,7 +7,7 @@ __all__ = ['Space', 'PRUNE_AFTER', 'SILENT_S', 'Axis', 'space_from_toml', 'load_
            'alone', 'NothingFoundWarning', 'search', 'trials_table', 'importances', 'draw_history', 'draw_slices',
            'draw_importances']
 
-# %% ../nbs/14b_search.ipynb #3aff9770
+# %% ../nbs/14b_search.ipynb #2dd66a99
 import json
 import math
 import os
@@ -30,10 +30,11 @@ import torch
 
 from .cohort import Store
 from .core import CohortError, InputError, ModelError, progress, rng, write_json, writing
+from .distributed import alone_in_this
 from .evaluate import counted
-from .folds import alone_in_this, check_holder, some_of
+from .folds import some_of
 from .recipe import Recipe, _unknown, flat, load_recipe, nearest, recipe_to_toml, with_settings
-from .runs import _differing, check_split, data_hashes, read_history
+from .runs import _differing, check_holder, check_split, data_hashes, read_history
 from .splits import people, split_patients
 from .train import train
 

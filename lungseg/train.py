@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['KEEP_EVERY', 'LOOK_EVERY', 'IN_MEMORY', 'PAYS_AFTER', 'choose_device', 'order_of', 'steps_per_epoch', 'epochs_of',
            'parts_of', 'ahead', 'batch_of', 'make_net', 'make_optimiser', 'follow', 'add_slopes', 'take_step',
-           'confusion', 'Tally', 'validate', 'Loop', 'train_epoch', 'train', 'Pause', 'EagerWarning', 'compiled']
+           'confusion', 'Tally', 'validate', 'Loop', 'train_epoch', 'go_round', 'train', 'Pause', 'begin',
+           'EagerWarning', 'compiled']
 
-# %% ../nbs/12_train.ipynb #cbfec9eb
+# %% ../nbs/12_train.ipynb #1dea9529
 import math
 import os
 import shlex
@@ -19,7 +20,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
@@ -41,8 +42,9 @@ from .losses import make_loss
 from .metrics import Counts
 from .networks import EncoderWarning, build_network, freeze, take_encoder
 from .recipe import Fit, Recipe
-from .runs import Progress, check_split, checkpoints, claim, describe_run, load_checkpoint, own_encoder
-from .runs import read_history, save_checkpoint, save_weights, what_is_kept, write_history
+from .runs import Progress, check_holder, check_split, checkpoints, claim, describe_run
+from .runs import load_checkpoint, own_encoder, read_history, save_checkpoint, save_weights, taken
+from .runs import what_is_kept, write_history
 from .schedules import learning_rate, plateaus, stalled
 from .slices import SliceDataset, epoch_order, for_network
 from .watch import WatchingWarning, check_logs, watching
@@ -363,7 +365,7 @@ def validate(
         "accuracy": float(accuracy.mean()),
     }
 
-# %% ../nbs/12_train.ipynb #4165a1a9
+# %% ../nbs/12_train.ipynb #e1401461
 @dataclass
 class Loop:
     "What a training goes round with."
@@ -425,6 +427,30 @@ def train_epoch(
     }
 
 
+def go_round(
+    loop: Loop,
+    data: Mapping[str, SliceDataset | None],  # slices to "train" on, and for "validation"
+    seen: Callable[[Sequence[Mapping[str, float]], int], None],  # as `watching` gives it
+    on_epoch: Callable[[dict[str, float]], None] | None = None,  # is told each new row of the history
+) -> None:
+    "Epoch after epoch: trained, validated, and kept where it led; until there are enough, or validation gets no better."
+    state, first = loop.state, loop.team.first
+    while len(state.history) < loop.epochs and not stalled(state.history, loop.recipe.fit.patience):
+        row = train_epoch(loop, data["train"])
+        _sound(loop)
+        row |= _validated(loop, data["validation"])
+        if first:
+            _keep_if_best(loop, row)
+        state.finish(row)
+        if first:
+            save_checkpoint(state, loop.run / "checkpoint")
+            _written(loop, data, finished=False)
+            seen(state.history, loop.epochs)
+            if on_epoch:
+                on_epoch(dict(row))
+        _stop_if_asked(loop)
+
+# %% ../nbs/12_train.ipynb #ed5ba631
 def train(
     store: Store,
     split: Mapping[
@@ -442,63 +468,70 @@ def train(
 ) -> Path:  # the run's folder
     """Train a network by a recipe; stopped at any time, the same call goes on. Under `torchrun`, one of several processes.
 
-    Raises `ModelError` if the folder holds a run by another recipe, with another split or on other data, if the
-    loss is no longer a number, if the disk is full, if the encoder does not fit, or if a log's package is not installed;
-    `CohortError` if the split does not fit the store, or the recipe needs validation patients and has none.
+    Raises `ModelError` if the folder holds something else, or a run by another recipe, with another split or on other
+    data, or if another training is at work in it; if the loss is no longer a number, if the disk is full, if the encoder does
+    not fit, or if a log's package is not installed; `CohortError` if the split does not fit the store, or the recipe needs
+    validation patients and has none.
     """
     check_logs(logs)
-    run, split = Path(run), check_split(store, split)
+    check_holder(run := Path(run), "a run")
+    split = check_split(store, split)
     if recipe.fit.patience and not split["validation"]:
         raise CohortError("split: fit.patience needs validation patients to tell when to stop, got none")
     asked, (recipe, encoder) = Path(recipe.net.encoder).name, own_encoder(recipe, run)
     if encoder:
         _check_fit(recipe, encoder, asked)
     fabric, team = join(*choose_device(device, recipe.fit.precision), parts_rest=recipe.net.frozen > 0)
-    if team.first:
-        claim(run, store, recipe, split, resume=resume, encoder=encoder)
-        _sweep(run)
-    team.wait()
-    if (run / "run.json").exists() and read_json(run / "run.json")["finished"]:
-        if team.first and logs:
+    with taken(run) if team.first else nullcontext():
+        if team.first:
+            claim(run, store, recipe, split, resume=resume, encoder=encoder)
+            _sweep(run)
+        team.wait()
+        if not ((run / "run.json").exists() and read_json(run / "run.json")["finished"]):
+            _trained(
+                store,
+                split,
+                recipe,
+                run,
+                fabric,
+                team,
+                on_epoch,
+                *((logs, live) if team.first else ((), False)),
+            )
+        elif team.first and logs:
             _told_again(run, recipe, logs)
-        return run
+    return run
+
+
+def _trained(
+    store: Store,
+    split: dict[str, list[str]],
+    recipe: Recipe,
+    run: Path,
+    fabric: "Fabric",
+    team: Team,
+    on_epoch: Callable[[dict[str, float]], None] | None,
+    logs: Sequence[str],
+    live: bool | None,
+) -> None:
+    "Train to the end in a folder that is this run's."
     with (
         TemporaryDirectory(prefix=".slices_", dir=run) as scratch,
         _as_asked(run, recipe, fabric.device.type) as pause,
-        watching(run, recipe, *((logs, live) if team.first else ((), False))) as seen,
+        watching(run, recipe, logs, live) as seen,
     ):
         data = {
             part: _slices(store, split[part], recipe, Path(scratch) / part)
             for part in ("train", "validation")
         }
-        loop = _start(recipe, run, fabric, team, data["train"], pause)
-        state = loop.state
+        loop = begin(recipe, run, fabric, team, data["train"], pause)
         if team.first:
-            seen(state.history, loop.epochs)  # what an earlier call has trained
+            seen(loop.state.history, loop.epochs)  # what an earlier call has trained
         with loop.bar:
-            while len(state.history) < loop.epochs and not stalled(state.history, recipe.fit.patience):
-                row = train_epoch(loop, data["train"])
-                _sound(loop)
-                row |= _validated(loop, data["validation"])
-                dice = row["validation_dice"]
-                if team.first and (dice >= state.best or (math.isnan(dice) and state.best < 0)):
-                    about = {
-                        "epoch": f"{row['epoch']:.0f}",
-                        "validation_dice": f"{row['validation_dice']:.4f}",
-                    }
-                    save_weights(state.average, recipe, run / "model.safetensors", **about)
-                state.finish(row)
-                if team.first:
-                    save_checkpoint(state, run / "checkpoint")
-                    _written(loop, data, finished=False)
-                    seen(state.history, loop.epochs)
-                    if on_epoch:
-                        on_epoch(dict(row))
-                _stop_if_asked(loop)
+            go_round(loop, data, seen, on_epoch)
             if team.first:
                 _written(loop, data, finished=True)
             team.wait()
-    return run
 
 # %% ../nbs/12_train.ipynb #c70030ae
 KEEP_EVERY = 120.0  # seconds between checkpoints within an epoch
@@ -600,7 +633,7 @@ def _again() -> str:
         return "go on with: " + shlex.join(["lungseg", *(a for a in sys.argv[1:] if a != "--no-resume")])
     return "the same call goes on from there"
 
-# %% ../nbs/12_train.ipynb #2002297b
+# %% ../nbs/12_train.ipynb #f306fc63
 IN_MEMORY = 4 * 2**30  # bytes of prepared slices that are kept in memory; more go to memory-mapped files
 
 
@@ -636,7 +669,14 @@ def _sweep(run: Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
-def _start(recipe: Recipe, run: Path, fabric: "Fabric", team: Team, data: SliceDataset, pause: Pause) -> Loop:
+def begin(
+    recipe: Recipe,
+    run: Path,  # its folder, in which a checkpoint may lie
+    fabric: "Fabric",
+    team: Team,
+    data: SliceDataset,  # to be trained on
+    pause: Pause,
+) -> Loop:
     "Network, average and optimiser on their device, as the recipe or the last checkpoint has them."
     fit, device, steps = recipe.fit, fabric.device.type, steps_per_epoch(data, recipe)
     epochs, net = epochs_of(fit, steps), make_net(recipe)
@@ -679,6 +719,14 @@ def _shown(
 def _draw(seed: int, step: int, rank: int, part: int) -> None:
     "What dropout draws depends on this, and on nothing else."
     torch.manual_seed(generator(seed, "dropout", step, rank, part).initial_seed())
+
+
+def _keep_if_best(loop: Loop, row: Mapping[str, float]) -> None:
+    "Keep the weights if no epoch's validation Dice was above theirs; where it is no number, if none ever was one."
+    state, dice = loop.state, row["validation_dice"]
+    if dice >= state.best or (math.isnan(dice) and state.best < 0):
+        about = {"epoch": f"{row['epoch']:.0f}", "validation_dice": f"{dice:.4f}"}
+        save_weights(state.average, loop.recipe, loop.run / "model.safetensors", **about)
 
 
 def _validated(loop: Loop, data: SliceDataset | None) -> dict[str, float]:

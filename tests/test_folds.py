@@ -22,6 +22,8 @@ from lungseg.figures import box_plots, dice_along_lungs, network_against_thresho
 from lungseg.folds import compare, crossvalidate, deal, fold_table, needs_validation
 from lungseg.phantom import draw_phantom
 from lungseg.recipe import Recipe, recipe_to_toml
+from lungseg.runs import check_holder, holder
+from lungseg.search import search
 from lungseg.splits import people
 from lungseg.train import train
 
@@ -240,30 +242,39 @@ def test_nobody_works_in_the_folder_of_another(verb, there, volumes, store, done
         (out / "split.json").write_text("{}")
     own = {"train": "a run", "crossvalidate": "a cross-validation", "search": "a search"}[verb]
     if own == there:
-        assert under_test.holder(out) == own
-        return under_test.check_holder(out, own)
+        assert holder(out) == own
+        return check_holder(out, own)
     if verb == "search":
         pytest.importorskip("optuna", reason="needs the extra lungseg[hpo]")
     before, reason = written(out), f"out: holds {there}, expected a new folder or one of {own}"
     ran = CliRunner().invoke(app, [verb, str(volumes), str(out)])
     assert ran.exit_code == 2 and reason in ran.output
-    if verb == "crossvalidate":
-        with pytest.raises(ModelError, match=reason):
-            crossvalidate(store, TINY, out, folds=2)
+    in_python = {
+        "train": lambda: train(store, {"train": store.names}, TINY, out),
+        "crossvalidate": lambda: crossvalidate(store, TINY, out, folds=2),
+        "search": lambda: search(store, {"train": store.names}, TINY, out=out),
+    }
+    with pytest.raises(ModelError, match=reason):
+        in_python[verb]()
     assert written(out) == before
 
 
-def test_torchrun_is_told_once_that_folds_are_one_process_s(volumes, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("verb", "words"),
+    [("crossvalidate", ["{volumes}", "{out}"]), ("report", ["--data", "{volumes}", "--work", "{out}"])],
+)
+def test_torchrun_is_told_once_what_is_one_process_s(verb, words, volumes, tmp_path, monkeypatch):
     for name, value in {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     said = []
     for rank in "01":
         monkeypatch.setenv("RANK", rank)
-        ran = CliRunner().invoke(app, ["crossvalidate", str(volumes), str(tmp_path / "out")])
+        told = [word.format(volumes=volumes, out=tmp_path / "out") for word in words]
+        ran = CliRunner().invoke(app, [verb, *told])
         assert ran.exit_code == 2
         said += ran.output.splitlines()
-    wanted = "crossvalidate: expected one process, got 2 from torchrun; start it without torchrun"
-    assert said == [f"lungseg crossvalidate: {wanted}"]
+    wanted = f"{verb}: expected one process, got 2 from torchrun; start it without torchrun"
+    assert said == [f"lungseg {verb}: {wanted}"]
     assert not (tmp_path / "out").exists()
 
 

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 
 from lungseg import train as training
 from lungseg.cohort import Store
-from lungseg.core import read_json
+from lungseg.core import ModelError, read_json
 from lungseg.recipe import Fit, Net, Recipe
-from lungseg.runs import checkpoints, read_history
+from lungseg.runs import check_free, checkpoints, read_history
 from lungseg.slices import Preparation
 
 TINY = Recipe(
@@ -188,6 +188,35 @@ def test_a_run_asked_to_stop_keeps_its_last_step_and_says_so(started, store, cal
     same(run, calm)
 
 
+BUSY = "run: another training is at work in this folder; wait until it ends, or train in another folder"
+
+
+def here(store: Store, run: Path) -> Path:
+    "The same training in this process."
+    split = {part: [name] for part, name in zip(PARTS, store.names, strict=True)}
+    return training.train(store, split, TINY, run)
+
+
+def test_two_trainings_do_not_share_a_folder_and_a_killed_one_is_in_nobodys_way(
+    started, store, calm, tmp_path
+):
+    run = tmp_path / "run"
+    process = started(target=fit, args=(store.path, TINY, run, {}, PARTS, 0.0, tmp_path / "steps"))
+    process.start()
+    until(run, process, "")
+    before = (run / "recipe.toml").stat().st_mtime_ns
+    with pytest.raises(ModelError, match=BUSY):
+        here(store, run)
+    with pytest.raises(ModelError, match=BUSY):  # nor is what it has written thrown away
+        training.train(store, {"train": store.names}, TINY, run, resume=False)
+    with pytest.raises(ModelError, match=BUSY):  # the command asks before it reads the cohort
+        check_free(run)
+    assert process.is_alive() and (run / "recipe.toml").stat().st_mtime_ns == before
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    same(here(store, run), calm)
+
+
 def port() -> str:
     "One that is free now."
     with socket.socket() as s:
@@ -241,6 +270,8 @@ def test_what_two_processes_began_one_can_end(started, store, tmp_path):
     calm, run = together(started, 1, store, recipe, tmp_path / "calm"), tmp_path / "run"
     processes = begun(started, 2, store, recipe, run)
     until(run, processes[0], "")
+    with pytest.raises(ModelError, match=BUSY):
+        here(store, run)
     os.kill(processes[1].pid, signal.SIGTERM)
     for process in processes:
         finished(process)
