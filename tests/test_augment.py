@@ -21,6 +21,7 @@ from lungseg.augment import (
     paint_density,
     rescan,
     thickness,
+    thin_lungs,
 )
 from lungseg.cohort import build_store, find_cases
 from lungseg.core import ModelError
@@ -38,7 +39,8 @@ STRENGTHS = {
         "gain": 0.5,
         "offset": 0.3,
     },
-    **{"gamma": 0.8, "blur": 2.0, "kernel": 1.0, "noise": 0.2, "density": 1.0, "couch": 1.0, "field": 1.0},
+    **{"gamma": 0.8, "blur": 2.0, "kernel": 1.0, "noise": 0.2, "density": 1.0, "emphysema": 1.0},
+    **{"couch": 1.0, "field": 1.0},
 }
 PLACE = ("rotate_deg", "scale", "shift", "elastic", "flip")
 ALL = Augmentation(**STRENGTHS)
@@ -98,7 +100,7 @@ def test_half_strength_leaves_slices_alone_that_are_not_drawn(chest):
     "Probabilities: what is not chosen is the same to the bit, and about half of all is chosen."
     images, masks, _, tissue = chest
     images, masks = images[:1].expand(60, -1, -1, -1), masks[:1].expand(60, -1, -1, -1)
-    for name in ("flip", "density", "couch", "field"):
+    for name in ("flip", "density", "emphysema", "couch", "field"):
         aug = replace(NOTHING, **{name: 0.5})
         changed, _ = augment(images, masks, aug, generator(1), tissue=tissue)
         alone = (changed - images).abs().amax((1, 2, 3)) < 1e-5
@@ -258,6 +260,16 @@ def test_density_is_painted_in_masks_alone(chest):
     images, masks, _, tissue = chest
     painted = paint_density(images, masks, generator(1), share=1.0, tissue=tissue)
     assert torch.equal(painted[masks == 0], images[masks == 0]) and (painted >= images).all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_lungs_are_thinned_towards_air_and_vessels_stay(chest, seed):
+    images, masks, _, tissue = chest
+    thin = thin_lungs(images, masks, generator(seed), share=1.0, tissue=tissue)
+    assert torch.equal(thin[masks == 0], images[masks == 0])
+    assert (thin <= images).all() and thin.min() >= -1
+    assert (thin < images)[(masks > 0) & (images > -1) & (images < -0.5)].float().mean() > 0.5
+    assert torch.equal(thin[images >= tissue], images[images >= tissue])
 
 
 @pytest.mark.parametrize("size", [8, 17, 100])
