@@ -1,13 +1,16 @@
-"""All recipes on one cohort and one split beside the baseline that learned nothing: the table of the field.
+"""All recipes on one cohort beside the baseline that learned nothing: the table of the field.
 
-    python benchmarks/field_table.py --data COHORT --out FOLDER [--test CASE ... | --test 0.33]
+    python benchmarks/field_table.py --data COHORT --out FOLDER [--test CASE ... | --test 0.33] [--folds 2]
         [--validation 0] [--size 256] [--epochs 10] [--recipe NAME ...] [--tumours COHORT] [--device auto]
 
 Every recipe is a run in FOLDER/NAME: trained, evaluated, and not done again if it is finished; stopped at any
-time, the same command goes on. --size makes the slices of larger recipes smaller, --epochs sets the number of
+time, the same command goes on. With --folds it is a cross-validation by patient instead: every case is tested,
+by a network that did not see it. --size makes the slices of larger recipes smaller, --epochs sets the number of
 epochs of all; without them each recipe is run as its file says, which for slices of 512 x 512 takes long. The
 scores are of the test cases on the grid of their own CT. `dice` is the mean over patients in 3-D, `worst` the
 worst of them; accuracy, precision, recall and F1 are of all pixels together. `minutes` counts training steps.
+FOLDER/field_lungs_results.csv and field_tumour_results.csv hold the tables; the chapter "The default recipe,
+argued" reads copies of them in lungseg/tables.
 
 The recipe that looks for tumours cannot be trained on masks of lungs. It gets --tumours, a cohort with
 their outlines, or else phantoms that are drawn into FOLDER, and a table of its own. What could not be trained
@@ -15,16 +18,17 @@ stands below the tables, with its reason.
 """
 
 import argparse
+from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
 
 from lungseg.cli import share_asked
 from lungseg.cohort import Store, build_store, find_cases
-from lungseg.core import Held, InputError, LungsegError
+from lungseg.core import Held, InputError, LungsegError, writing
 from lungseg.evaluate import Evaluation, evaluate, markdown_table, pixel_scores
 from lungseg.field import FIELD
-from lungseg.folds import compare
+from lungseg.folds import compare, crossvalidate
 from lungseg.phantom import write_cohort
 from lungseg.recipe import Recipe, load_recipe
 from lungseg.splits import chosen_split, load_split, save_split
@@ -43,6 +47,7 @@ def asked() -> argparse.Namespace:
     parser.add_argument(
         "--test", nargs="+", default=["0.33"], help="cases to test on, or a share of the patients"
     )
+    parser.add_argument("--folds", type=int, help="parts of a cross-validation, instead of one split")
     parser.add_argument("--validation", type=float, help="share of the other patients to choose weights by")
     parser.add_argument("--size", type=int, help="rows and columns, where a recipe has more")
     parser.add_argument("--epochs", type=int, help="of every recipe")
@@ -93,11 +98,18 @@ def named_apart(recipes: list[Recipe]) -> list[Recipe]:
 
 
 def finished(
-    recipe: Recipe, store: Store, split: dict, run: Path, device: str
+    recipe: Recipe,
+    store: Store,
+    split: dict | None,  # None: a cross-validation
+    run: Path,
+    options: argparse.Namespace,
 ) -> Evaluation | Held:  # why it could not be, if it could not
     "Train and evaluate a recipe, unless that is done."
     try:
-        train(store, split, recipe, run, device=device)
+        if split is None:
+            how = {"validation": options.validation, "seed": options.seed, "device": options.device}
+            return crossvalidate(store, recipe, run, folds=options.folds, **how)
+        train(store, split, recipe, run, device=options.device)
         return evaluate(run, store, split=split)
     except LungsegError as e:
         return Held(recipe.name, str(e))
@@ -107,6 +119,13 @@ def pixels(done: Evaluation) -> dict[str, dict[str, float]]:
     "Scores of all pixels of the tested cases, by method."
     table = pixel_scores(done.patients[done.patients.split == "test"]).set_index("method")
     return table[["accuracy", "precision", "recall", "f1"]].to_dict("index")
+
+
+def write_results(table: pd.DataFrame, about: str, path: Path) -> None:
+    "A table with a comment above it."
+    with writing(path) as beside, open(beside, "w", encoding="utf-8") as file:
+        file.write(f"# {about}\n")
+        table.to_csv(file, index=False, float_format="%.5f", lineterminator="\n")
 
 
 def table_of(done: dict[str, Evaluation]) -> pd.DataFrame:  # by the name of the recipe
@@ -136,21 +155,26 @@ def main() -> None:
         if target == "tumour" and not options.tumours and not data.exists():
             write_cohort(data, cases=options.phantoms, size=128, slices=40, tumours=True, workers=2)
         store = stored(data, options.out, target)
-        split = divided(store, options.out, options)
-        whole = {name: sorted(split.get(name, [])) for name in ("train", "validation", "test")}
+        whole = None
+        if not options.folds:
+            split = divided(store, options.out, options)
+            whole = {name: sorted(split.get(name, [])) for name in ("train", "validation", "test")}
         done: dict[str, Evaluation] = {}
         for recipe in own:
-            result = finished(recipe, store, whole, options.out / recipe.name, options.device)
+            result = finished(recipe, store, whole, options.out / recipe.name, options)
             if isinstance(result, Held):
                 held.append(result)
             else:
                 done[recipe.name] = result
         if done:
             table = table_of(done)
-            table.to_csv(options.out / f"field_{target}.csv", index=False)
-            drawn = " (phantoms)" if target == "tumour" and not options.tumours else ""
-            print(f"\n{target}: {len(store)} cases{drawn}, tested on {', '.join(whole['test'])}\n")
-            print(markdown_table(table, digits=4))
+            where = "phantoms" if target == "tumour" and not options.tumours else f"cases of {data.name}"
+            tested = f"{options.folds} folds" if options.folds else f"tested on {', '.join(whole['test'])}"
+            about = f"lungseg {version('lungseg')}, benchmarks/field_table.py: {len(store)} {where}, {tested}"
+            about += f", slices of at most {options.size} × {options.size}" if options.size else ""
+            about += f", {options.epochs} epochs" if options.epochs else ""
+            write_results(table, about, options.out / f"field_{target}_results.csv")
+            print(f"\n{about}\n\n{markdown_table(table, digits=4)}", flush=True)
     for why in held:
         print(f"not in the table: {why}")
 

@@ -3,7 +3,8 @@
     python benchmarks/train_speed.py [--size 512] [--batch 3] [--rounds 5] [--recipe lungseg] [--part steps]
 
     steps   one step and one prediction: plain (float32, eager, NCHW), our choices one by one, and MONAI's
-            BasicUNet if it can be imported (`pip install --target FOLDER monai`, PYTHONPATH=FOLDER)
+            BasicUNet if it can be imported (`pip install --target FOLDER monai`, PYTHONPATH=FOLDER); on a
+            processor also what float32 cannot exceed: the operations of a step at the speed of a matrix product
     loop    a step within the loop, slices prepared and varied in a thread beside it, against the step alone
     memory  what the process holds after each epoch, and with cohorts that grow (slices in mapped files)
     hours   8 patients, 1,158 slices, 10 epochs: extrapolated from the loop
@@ -24,6 +25,7 @@ from time import perf_counter
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from lungseg import train as training
 from lungseg.cohort import Store, build_store, find_cases
@@ -105,6 +107,19 @@ def clocked(work: Callable[[], object], device: str) -> float:
     return perf_counter() - start
 
 
+def operations(variant: Timed) -> int:
+    "Multiplications and additions of one training step, of convolutions and matrix products."
+    with FlopCounterMode(display=False) as counter:
+        variant.train()
+    return counter.get_total_flops()
+
+
+def matrix_speed(n: int = 2048, rounds: int = 9) -> float:
+    "Operations a second of a float32 matrix product, the best of some: what a processor can do at most."
+    a, b = torch.rand(2, n, n)
+    return 2 * n**3 / min(clocked(lambda: a @ b, "cpu") for _ in range(rounds))
+
+
 def monai_net(recipe: Recipe) -> Callable[[], torch.nn.Module] | None:
     "MONAI's BasicUNet, as wide as the recipe's network at its first stage; None if MONAI is not here."
     try:
@@ -137,6 +152,14 @@ def steps(recipe: Recipe, device: str, chosen: str, rounds: int, *, compiled: bo
                 took = getattr(variant, what)()
                 if round_:  # the first round warms up
                     seconds.setdefault((name, what), []).append(took)
+    if device == "cpu":
+        plain = variants["plain: fp32 NCHW"]
+        work, least = operations(plain), matrix_speed()
+        plain_takes = median(seconds["plain: fp32 NCHW", "train"])
+        print(
+            f"a step is {work / 1e9:.0f} GFLOP, plain {work / plain_takes / 1e9:.0f} GFLOP/s; a matrix product "
+            f"does {least / 1e9:.0f}: in float32 at most {plain_takes * least / work:.1f} times plain"
+        )
     print(f"{'':24}{'parameters':>12}{'train slices/s':>16}{'ratio':>7}{'predict slices/s':>18}{'ratio':>7}")
     for name, variant in variants.items():
         line = f"{name:24}{variant.parameters:12,}"
