@@ -4,9 +4,9 @@
         [--validation 0] [--size 256] [--epochs 10] [--recipe NAME ...] [--tumours COHORT] [--device auto]
 
 Every recipe is a run in FOLDER/NAME: trained, evaluated, and not done again if it is finished; stopped at any
-time, the same command goes on. With --folds it is a cross-validation by patient instead: every case is tested,
-by a network that did not see it. --size makes the slices of larger recipes smaller, --epochs sets the number of
-epochs of all; without them each recipe is run as its file says, which for slices of 512 x 512 takes long. The
+time, the same command goes on. With --folds it is a cross-validation by patient instead: every case is
+tested, by a network that did not see it. --size makes the slices of larger recipes smaller, --epochs sets the
+number of epochs of all; without them each recipe is run as its file says, which for slices of 512 x 512 takes long. The
 scores are of the test cases on the grid of their own CT. `dice` is the mean over patients in 3-D, `worst` the
 worst of them; accuracy, precision, recall and F1 are of all pixels together. `minutes` counts training steps.
 FOLDER/field_lungs_results.csv and field_tumour_results.csv hold the tables; the chapter "The default recipe,

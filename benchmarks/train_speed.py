@@ -4,7 +4,7 @@
 
     steps   one step and one prediction: plain (float32, eager, NCHW), our choices one by one, and MONAI's
             BasicUNet if it can be imported (`pip install --target FOLDER monai`, PYTHONPATH=FOLDER); on a
-            processor also what float32 cannot exceed: the operations of a step at the speed of a matrix product
+            processor also what float32 cannot exceed: a step's operations at the speed of a matrix product
     loop    a step within the loop, slices prepared and varied in a thread beside it, against the step alone
     memory  what the process holds after each epoch, and with cohorts that grow (slices in mapped files)
     hours   8 patients, 1,158 slices, 10 epochs: extrapolated from the loop
@@ -157,8 +157,8 @@ def steps(recipe: Recipe, device: str, chosen: str, rounds: int, *, compiled: bo
         work, least = operations(plain), matrix_speed()
         plain_takes = median(seconds["plain: fp32 NCHW", "train"])
         print(
-            f"a step is {work / 1e9:.0f} GFLOP, plain {work / plain_takes / 1e9:.0f} GFLOP/s; a matrix product "
-            f"does {least / 1e9:.0f}: in float32 at most {plain_takes * least / work:.1f} times plain"
+            f"a step is {work / 1e9:.0f} GFLOP, plain {work / plain_takes / 1e9:.0f} GFLOP/s; a matrix "
+            f"product does {least / 1e9:.0f}: in float32 at most {plain_takes * least / work:.1f} times plain"
         )
     print(f"{'':24}{'parameters':>12}{'train slices/s':>16}{'ratio':>7}{'predict slices/s':>18}{'ratio':>7}")
     for name, variant in variants.items():
