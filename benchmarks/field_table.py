@@ -3,14 +3,14 @@
     python benchmarks/field_table.py --data COHORT --out FOLDER [--test CASE ... | --test 0.33] [--folds 2]
         [--validation 0] [--size 256] [--epochs 10] [--recipe NAME ...] [--tumours COHORT] [--device auto]
 
-Every recipe is a run in FOLDER/NAME: trained, evaluated, and not done again if it is finished; stopped at any
-time, the same command goes on. With --folds it is a cross-validation by patient instead: every case is
-tested, by a network that did not see it. --size makes the slices of larger recipes smaller, --epochs sets the
-number of epochs of all; without them each recipe is run as its file says, which for slices of 512 x 512 takes long. The
-scores are of the test cases on the grid of their own CT. `dice` is the mean over patients in 3-D, `worst` the
-worst of them; accuracy, precision, recall and F1 are of all pixels together. `minutes` counts training steps.
-FOLDER/field_lungs_results.csv and field_tumour_results.csv hold the tables; the chapter "The default recipe,
-argued" reads copies of them in lungseg/tables.
+Every recipe is a run in FOLDER/NAME: trained, evaluated, and not done again if it is finished; stopped at
+any time, the same command goes on. With --folds it is a cross-validation by patient instead: every case is
+tested, by a network that did not see it. --size makes the slices of larger recipes smaller, --epochs sets
+the number of epochs of all; without them each recipe is run as its file says, which for slices of 512 x 512
+takes long. The scores are of the test cases on the grid of their own CT. `dice` is the mean over patients
+in 3-D, `worst` the worst of them; accuracy, precision, recall and F1 are of all pixels together. `minutes`
+counts training steps. FOLDER/field_lungs_results.csv and field_tumour_results.csv hold the tables; the
+chapter "The default recipe, argued" reads copies of them in lungseg/tables.
 
 The recipe that looks for tumours cannot be trained on masks of lungs. It gets --tumours, a cohort with
 their outlines, or else phantoms that are drawn into FOLDER, and a table of its own. What could not be trained

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'SPLITS', 'BASELINE', 'BASELINES', 'MASK_MAKERS', 'lung_position', 'is_excellent', 'score_case',
-           'summarise', 'pixel_scores', 'save_predictions', 'load_predictions', 'Evaluation', 'evaluate',
-           'known_affine', 'current_run', 'load_evaluation', 'report_tags', 'counted', 'Interval', 'patient_interval',
-           'pick', 'markdown_table']
+           'summarise', 'pixel_scores', 'prediction_file', 'save_predictions', 'load_predictions', 'Evaluation',
+           'evaluate', 'known_affine', 'patient_numbers', 'weights_of', 'write_evaluation', 'current_run',
+           'load_evaluation', 'report_tags', 'counted', 'Interval', 'patient_interval', 'pick', 'markdown_table']
 
 # %% ../nbs/14_evaluate.ipynb #af96bf59
 import json
@@ -109,8 +109,12 @@ def pixel_scores(
         rows[-1]["f1"] = counts.dice()
     return pd.DataFrame(rows)
 
-# %% ../nbs/14_evaluate.ipynb #86a3c40c
-def _prediction_file(folder: Path, case: str) -> Path:
+# %% ../nbs/14_evaluate.ipynb #38d6589e
+def prediction_file(
+    folder: Path,  # the evaluation's folder
+    case: str,  # name of the case
+) -> Path:
+    "Where a case's masks are kept."
     return folder / "predictions" / f"{_folder_name(case)}.npz"
 
 
@@ -122,7 +126,7 @@ def save_predictions(
 ) -> Path:
     "Keep one case's masks as packed bits, written whole or not at all."
     shape = next(iter(masks.values())).shape
-    path = _prediction_file(folder, case)
+    path = prediction_file(folder, case)
     with writing(path) as beside:
         packed = {method: np.packbits(mask) for method, mask in masks.items()}
         np.savez_compressed(beside, about=json.dumps(about | {"shape": shape}), **packed)
@@ -135,7 +139,7 @@ def load_predictions(
 ) -> tuple[dict[str, Mask], dict]:  # method → its mask; what they were made from
     "One case's kept masks. Raises `InputError` if there are none or the file cannot be read."
     try:
-        with np.load(_prediction_file(folder, case), allow_pickle=False) as kept:
+        with np.load(prediction_file(folder, case), allow_pickle=False) as kept:
             about = json.loads(str(kept["about"]))
             voxels = int(np.prod(about["shape"]))
             unpack = {m: np.unpackbits(kept[m], count=voxels) for m in kept.files if m != "about"}
@@ -201,7 +205,7 @@ def _parts(
         ((part, name) for name, part in part_of.items()), key=lambda pn: (SPLITS.index(pn[0]), pn[1])
     )
 
-# %% ../nbs/14_evaluate.ipynb #40a5a720
+# %% ../nbs/14_evaluate.ipynb #1e5b6353
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     "The two tables of a run, and where its cases and predictions are."
@@ -251,12 +255,12 @@ def evaluate(
     if not weights.is_file():
         raise ModelError(f"{run.name}: expected model.safetensors of a finished run, found none")
     _check_target(run, store)
-    scored = _weights(run, [run])  # before they are read: a training may still be going on
+    scored = weights_of(run, [run])  # before they are read: a training may still be going on
     methods = {
         "network": _network(run),
         "threshold": threshold_lungs if store.target == "lungs" else dense_piece,
     }
-    slices, patients, held, number = [], [], [], _numbered(store)
+    slices, patients, held, number = [], [], [], patient_numbers(store)
     for part, name in progress(_parts(run, store, split), "evaluate", unit="case"):
         case = store.case(name)
         if case.mask is None:
@@ -276,9 +280,9 @@ def evaluate(
     if not slices:
         raise CohortError("no case of the store has a reference mask, so nothing can be scored")
     tables = pd.concat(slices, ignore_index=True), pd.DataFrame(patients)
-    return _write(Evaluation(*tables, run, Path(store.path), tuple(held)), scored)
+    return write_evaluation(Evaluation(*tables, run, Path(store.path), tuple(held)), scored)
 
-# %% ../nbs/14_evaluate.ipynb #31355342
+# %% ../nbs/14_evaluate.ipynb #e2b96030
 def _check_target(run: Path, store: Store) -> None:
     "Raise `CohortError` if a run looks for something that the store does not hold."
     from lungseg.recipe import load_recipe
@@ -319,7 +323,7 @@ def known_affine(
     return case.affine if case.spacing_known else None
 
 
-def _numbered(store: Store) -> dict[str, int]:
+def patient_numbers(store: Store) -> dict[str, int]:
     "A number for each case's patient; a patient's own key stays in the store."
     keys = [store.meta(name)["patient"] for name in store.names]
     order = list(dict.fromkeys(keys))
@@ -335,7 +339,7 @@ def _about(case: Stored) -> dict:
     }
 
 
-def _weights(
+def weights_of(
     folder: Path,  # of an evaluation's run, or of a cross-validation
     runs: Iterable[Path],  # whose weights were scored: folders in it, or itself
 ) -> dict[str, str]:  # weights file, seen from the folder → its SHA-256
@@ -344,9 +348,9 @@ def _weights(
     return {f.relative_to(folder).as_posix(): sha256(f.read_bytes()).hexdigest() for f in found}
 
 
-def _write(
+def write_evaluation(
     evaluation: Evaluation,
-    weights: dict[str, str],  # as `_weights` gave them before they were used
+    weights: dict[str, str],  # as `weights_of` gave them before they were used
 ) -> Evaluation:
     "Write the tables and their summary."
     folder = evaluation.run / "evaluation"

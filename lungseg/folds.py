@@ -6,7 +6,7 @@
 __all__ = ['LEAVE_ONE_OUT', 'folds_wanted', 'needs_validation', 'deal', 'fold_name', 'one_fold', 'some_of', 'crossvalidate',
            'fold_table', 'fold_words', 'compare']
 
-# %% ../nbs/14a_folds.ipynb #9e8f7513
+# %% ../nbs/14a_folds.ipynb #a4d320e5
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -25,10 +25,17 @@ from .cohort import Store
 from .core import CohortError, Held, InputError, LungsegError, ModelError
 from .core import pool, progress, read_json, write_json, writing
 from .distributed import alone_in_this
-from .evaluate import Evaluation, _numbered, _prediction_file, _weights, _write, counted
+from lungseg.evaluate import (
+    Evaluation,
+    counted,
+    patient_numbers,
+    prediction_file,
+    weights_of,
+    write_evaluation,
+)
 from .evaluate import evaluate, load_evaluation, patient_interval
 from .recipe import Recipe, load_recipe, recipe_to_toml
-from .runs import _differing, check_holder, data_hashes, taken
+from .runs import check_holder, data_hashes, differing_keys, taken
 from .splits import k_folds, load_folds, people, save_split
 from .train import train
 
@@ -134,7 +141,7 @@ def _ends(
                 "finished folds are kept, go on with fewer workers"
             ) from None
 
-# %% ../nbs/14a_folds.ipynb #9d40e721
+# %% ../nbs/14a_folds.ipynb #2eff3276
 def crossvalidate(
     store: Store | Path | str,  # the case store
     recipe: Recipe | Path | str = "lungseg",  # or its name, or file
@@ -193,9 +200,9 @@ def _claim(out: Path, store: Store, recipe: Recipe, splits: list[dict[str, list[
     hashes = data_hashes(store, sorted(n for cases in people(store).values() for n in cases))
     if (out / "folds.json").is_file() and (out / "recipe.toml").is_file():
         before = asdict(load_recipe(out / "recipe.toml"))
-        if differing := _differing(before, asdict(recipe)):
+        if differing := differing_keys(before, asdict(recipe)):
             what = f"folds of another recipe ({', '.join(differing)})"
-        elif differing := _differing(read_json(out / "data.json"), hashes):
+        elif differing := differing_keys(read_json(out / "data.json"), hashes):
             what = f"folds on other data ({', '.join(differing)})"
         elif load_folds(out / "folds.json", store) != splits:
             what = "other folds (their number, seed or share for validation)"
@@ -220,7 +227,7 @@ def _gathered(
     "One evaluation of what was predicted in all folds."
     numbers = [k for k in range(1, len(splits) + 1) if k not in held]
     each = {k: load_evaluation(out / fold_name(k)) for k in numbers}
-    number = _numbered(store)  # of a patient, by case
+    number = patient_numbers(store)  # of a patient, by case
     tables = []
     for what in ("slices", "patients"):
         rows = pd.concat([getattr(e, what).assign(fold=k) for k, e in each.items()], ignore_index=True)
@@ -237,8 +244,8 @@ def _gathered(
     told = [_told(out / fold_name(k), k) for k in numbers]
     write_json(out / "crossvalidation.json", {"recipe": recipe.name, "folds": told})
     write_json(out / "split.json", {"train": [], "validation": [], "test": sorted({*tables[1].case})})
-    weights = _weights(out, [e.run for e in each.values()])
-    return _write(Evaluation(*tables, out, Path(store.path), tuple(reasons)), weights)
+    weights = weights_of(out, [e.run for e in each.values()])
+    return write_evaluation(Evaluation(*tables, out, Path(store.path), tuple(reasons)), weights)
 
 
 def _names(cases: Sequence[str]) -> str:
@@ -253,7 +260,7 @@ def _told(run: Path, number: int) -> dict[str, Any]:
 
 def _kept_beside(out: Path, run: Path, case: str) -> Path:
     "A fold's prediction of a case under the same name in the folder of all, without a second copy if possible."
-    source, target = (_prediction_file(folder / "evaluation", case) for folder in (run, out))
+    source, target = (prediction_file(folder / "evaluation", case) for folder in (run, out))
     with writing(target) as beside:
         try:
             os.link(source, beside)

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'HISTORY', 'START_ANEW', 'HOLDERS', 'WRITTEN', 'BESIDE', 'PACKAGES', 'on_disk', 'what_is_kept',
-           'save_weights', 'recipe_inside', 'write_history', 'read_history', 'Progress', 'DamagedCheckpointWarning',
-           'checkpoints', 'save_checkpoint', 'load_checkpoint', 'check_split', 'data_hashes', 'other_data', 'holder',
-           'check_holder', 'UnlockedWarning', 'taken', 'check_free', 'claim', 'own_encoder', 'hardware', 'describe_run',
-           'like', 'unlike']
+           'save_weights', 'recipe_inside', 'write_history', 'read_history', 'Progress', 'differing_keys',
+           'DamagedCheckpointWarning', 'checkpoints', 'save_checkpoint', 'load_checkpoint', 'check_split',
+           'data_hashes', 'other_data', 'holder', 'check_holder', 'UnlockedWarning', 'taken', 'check_free', 'claim',
+           'own_encoder', 'hardware', 'describe_run', 'like', 'unlike']
 
 # %% ../nbs/11b_runs.ipynb #08a814ca
 import csv
@@ -186,19 +186,22 @@ class Progress:
         self.history.append(row)
         self.step, self.running, self.order = 0, {}, []
 
-# %% ../nbs/11b_runs.ipynb #06ff413e
-def _differing(before: Mapping, now: Mapping) -> list[str]:
+# %% ../nbs/11b_runs.ipynb #453dd973
+def differing_keys(
+    before: Mapping,
+    now: Mapping,
+) -> list[str]:  # "seed", "fit.lr"
     "The keys whose values differ, those of tables with their table's name."
     keys = []
     for key in {**before, **now}:
         a, b = before.get(key), now.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
-            keys += [f"{key}.{inner}" for inner in _differing(a, b)]
+            keys += [f"{key}.{inner}" for inner in differing_keys(a, b)]
         elif a != b:
             keys.append(key)
     return keys
 
-# %% ../nbs/11b_runs.ipynb #000bf06c
+# %% ../nbs/11b_runs.ipynb #04b68938
 _HEAD = b"lungseg checkpoint 1 sha256 "
 
 
@@ -301,7 +304,7 @@ def _take_over(state: Progress, kept: dict, name: str) -> None:
     "Make a checkpoint's content the state. Raises `ModelError` if it is of another recipe."
     if state.recipe and kept["recipe"]:
         before = asdict(recipe_from_toml(kept["recipe"], where=f"{name}: its checkpoint"))
-        if differing := _differing(before, asdict(state.recipe)):
+        if differing := differing_keys(before, asdict(state.recipe)):
             raise ModelError(
                 f"{name}: holds a checkpoint of another recipe ({', '.join(differing)}); {START_ANEW}"
             )
@@ -442,7 +445,7 @@ def check_free(
         with taken(folder):
             pass
 
-# %% ../nbs/11b_runs.ipynb #f18a5a9f
+# %% ../nbs/11b_runs.ipynb #d6a55c96
 WRITTEN = ("recipe.toml", "split.json", "data.json", "history.csv", "model.safetensors", "run.json")
 BESIDE = ("mlflow.json", "checkpoint", "tensorboard", "evaluation")  # what else comes to lie beside that
 
@@ -488,8 +491,8 @@ def claim(
 def _see_that_it_is(run: Path, store: Store, recipe: Recipe, split: dict[str, list[str]]) -> None:
     "Raises `ModelError` if a run's folder belongs to another recipe, split or data."
     for what, differing in (
-        ("a run with another recipe", _differing(asdict(_recipe_of(run)), asdict(recipe))),
-        ("a run with another split", _differing(read_json(run / "split.json"), split)),
+        ("a run with another recipe", differing_keys(asdict(_recipe_of(run)), asdict(recipe))),
+        ("a run with another split", differing_keys(read_json(run / "split.json"), split)),
         ("a network trained on other data", other_data(run, store)),
     ):
         if differing:

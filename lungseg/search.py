@@ -7,7 +7,7 @@ __all__ = ['Space', 'PRUNE_AFTER', 'SILENT_S', 'Axis', 'space_from_toml', 'load_
            'alone', 'NothingFoundWarning', 'search', 'trials_table', 'importances', 'draw_history', 'draw_slices',
            'draw_importances']
 
-# %% ../nbs/14b_search.ipynb #2dd66a99
+# %% ../nbs/14b_search.ipynb #9dd725d1
 import json
 import math
 import os
@@ -33,8 +33,8 @@ from .core import CohortError, InputError, ModelError, progress, rng, write_json
 from .distributed import alone_in_this
 from .evaluate import counted
 from .folds import some_of
-from .recipe import Recipe, _unknown, flat, load_recipe, nearest, recipe_to_toml, with_settings
-from .runs import _differing, check_holder, check_split, data_hashes, read_history
+from .recipe import Recipe, flat, load_recipe, nearest, recipe_to_toml, unknown_key, with_settings
+from .runs import check_holder, check_split, data_hashes, differing_keys, read_history
 from .splits import people, split_patients
 from .train import train
 
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
-# %% ../nbs/14b_search.ipynb #0ee0697a
+# %% ../nbs/14b_search.ipynb #dea912e7
 @dataclass(frozen=True)
 class Axis:
     "One key of a recipe that is searched, and where."
@@ -111,7 +111,7 @@ def space_from_toml(
         kinds = {f.name: f.type for f in fields(known[table])}
         for key, told in keys.items():
             if key not in kinds:
-                raise ModelError(f"{where} [{table}]: {_unknown(known[table], key, told)}")
+                raise ModelError(f"{where} [{table}]: {unknown_key(known[table], key, told)}")
             space.append(_axis(f"{table}.{key}", told, kinds[key], recipe, where))
     if not space:
         raise ModelError(f"{where}: expected at least one key to search, got none")
@@ -125,7 +125,7 @@ def _no_table(table: str, keys: Any) -> str:
     if table == "seed":
         return "seed cannot be searched: the best of several seeds is luck"
     inside = any(word in keys for word in _WORDS) if isinstance(keys, dict) else True
-    return _unknown(Recipe, table, None if inside else keys)
+    return unknown_key(Recipe, table, None if inside else keys)
 
 
 _WORDS = ("low", "high", "log", "step", "choices")
@@ -264,7 +264,7 @@ def _mended(path: Path, lock: Any) -> None:
     finally:
         lock.release()
 
-# %% ../nbs/14b_search.ipynb #4237e36c
+# %% ../nbs/14b_search.ipynb #4a0e74ce
 def _sampler(
     seed: int,
     axes: int,  # how many keys are searched
@@ -319,7 +319,7 @@ def _study(
     )
     for what, now in json.loads(json.dumps(of)).items():
         before = study.user_attrs.get(what)
-        if before is not None and (differing := _differing(before, now)):
+        if before is not None and (differing := differing_keys(before, now)):
             raise ModelError(
                 f"{out.name}: holds a study of another {what} ({', '.join(differing)}); choose another folder or storage"
             )

@@ -18,14 +18,14 @@ from lungseg.evaluate import (
     MASK_MAKERS,
     METHODS,
     Evaluation,
-    _weights,
-    _write,
     evaluate,
     load_evaluation,
     lung_position,
     markdown_table,
     patient_interval,
     pick,
+    weights_of,
+    write_evaluation,
 )
 from lungseg.recipe import Recipe
 from lungseg.runs import save_weights
@@ -135,7 +135,7 @@ def test_tables_without_their_weights_or_a_word_about_them_are_read(run):
 def test_a_cross_validation_whose_fold_was_trained_again_is_not_read_as_before(run):
     result, out = evaluate(run, run.parent / "store"), run.parent / "all"
     folds = [shutil.copytree(run, out / f"fold_{k}") for k in (1, 2)]
-    _write(Evaluation(result.slices, result.patients, out, result.store), _weights(out, folds))
+    write_evaluation(Evaluation(result.slices, result.patients, out, result.store), weights_of(out, folds))
     assert len(load_evaluation(out).patients) == 6
     (folds[1] / "model.safetensors").write_bytes(b"other weights")
     with pytest.raises(InputError, match="all: its evaluation is of other weights than fold_2/model"):
