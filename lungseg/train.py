@@ -8,7 +8,7 @@ __all__ = ['KEEP_EVERY', 'LOOK_EVERY', 'IN_MEMORY', 'PAYS_AFTER', 'choose_device
            'confusion', 'Tally', 'validate', 'Loop', 'train_epoch', 'go_round', 'train', 'Pause', 'begin',
            'EagerWarning', 'compiled']
 
-# %% ../nbs/12_train.ipynb #1dea9529
+# %% ../nbs/12_train.ipynb #a46eafd4
 import math
 import os
 import shlex
@@ -40,7 +40,7 @@ from .core import CohortError, ModelError, progress, read_json, write_json
 from .distributed import ALONE, Team, join, share_batch_norms
 from .losses import make_loss
 from .metrics import Counts
-from .networks import EncoderWarning, build_network, freeze, take_encoder
+from .networks import EncoderWarning, build_network, freeze, names_of, take_encoder
 from .recipe import Fit, Recipe
 from .runs import Progress, check_holder, check_split, checkpoints, claim, describe_run
 from .runs import load_checkpoint, own_encoder, read_history, save_checkpoint, save_weights, taken
@@ -450,7 +450,7 @@ def go_round(
                 on_epoch(dict(row))
         _stop_if_asked(loop)
 
-# %% ../nbs/12_train.ipynb #ed5ba631
+# %% ../nbs/12_train.ipynb #ede36529
 def train(
     store: Store,
     split: Mapping[
@@ -633,7 +633,7 @@ def _again() -> str:
         return "go on with: " + shlex.join(["lungseg", *(a for a in sys.argv[1:] if a != "--no-resume")])
     return "the same call goes on from there"
 
-# %% ../nbs/12_train.ipynb #f306fc63
+# %% ../nbs/12_train.ipynb #8d59cb06
 IN_MEMORY = 4 * 2**30  # bytes of prepared slices that are kept in memory; more go to memory-mapped files
 
 
@@ -651,7 +651,8 @@ def _check_fit(recipe: Recipe, encoder: bytes, name: str) -> None:
         warnings.simplefilter("ignore", EncoderWarning)  # it comes when the way down is taken over
         copy = Path(d) / (name or "encoder")
         copy.write_bytes(encoder)
-        take_encoder(build_network(recipe.net, recipe.prepare.channels), copy)
+        names = names_of(recipe.net.encoder_names)
+        take_encoder(build_network(recipe.net, recipe.prepare.channels), copy, names=names)
 
 
 def _told_again(run: Path, recipe: Recipe, logs: Sequence[str]) -> None:
@@ -681,7 +682,7 @@ def begin(
     fit, device, steps = recipe.fit, fabric.device.type, steps_per_epoch(data, recipe)
     epochs, net = epochs_of(fit, steps), make_net(recipe)
     if recipe.net.encoder and not checkpoints(run / "checkpoint"):
-        take_encoder(net, run / recipe.net.encoder)
+        take_encoder(net, run / recipe.net.encoder, names=names_of(recipe.net.encoder_names))
     net = share_batch_norms(net, team, device).to(memory_format=torch.channels_last)
     average = fabric.to_device(deepcopy(net)) if fit.ema else net
     model, optimiser = fabric.setup(

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from lungseg.cohort import build_store, find_cases
 from lungseg.core import ModelError
 from lungseg.networks import (
+    NAMES,
     NETWORKS,
     VGG13_BN,
     AttentionGate,
@@ -26,7 +27,7 @@ from lungseg.networks import (
 )
 from lungseg.phantom import LABELS, draw_phantom
 from lungseg.predict import load_model
-from lungseg.recipe import KINDS, Net, Recipe
+from lungseg.recipe import ENCODER_NAMES, KINDS, Net, Recipe
 from lungseg.runs import save_weights
 from lungseg.slices import Preparation, SliceDataset
 from lungseg.train import make_net
@@ -108,7 +109,7 @@ def test_old_weights_load_and_mean_the_same(sizes):
 
 
 def test_recipes_know_exactly_these_kinds():
-    assert tuple(NETWORKS) == KINDS
+    assert tuple(NETWORKS) == KINDS and tuple(NAMES) == ENCODER_NAMES
     for kind in KINDS:
         net = make_net(Recipe(prepare=Preparation(neighbours=1), net=Net(kind, width=2, depth=1)))
         assert net.in_channels == 3

@@ -12,6 +12,7 @@ import pytest
 import torch
 from chests import store_of, write_chests
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from lungseg import runs
 from lungseg import train as training
@@ -19,9 +20,10 @@ from lungseg.augment import Augmentation, augment, generator
 from lungseg.cohort import Store, build_store, checksum, find_cases
 from lungseg.core import CohortError, ModelError, read_json, write_json, writing
 from lungseg.losses import CombinedLoss
+from lungseg.networks import build_network
 from lungseg.phantom import LABELS, draw_phantom
 from lungseg.predict import load_model, postprocess, predict_probs, segment
-from lungseg.recipe import Fit, Net, Recipe, load_recipe
+from lungseg.recipe import Fit, Net, Recipe, load_recipe, recipe_to_toml
 from lungseg.runs import DamagedCheckpointWarning, checkpoints, like, read_history
 from lungseg.slices import NoLungsWarning, Preparation, SliceDataset
 from lungseg.train import train, validate
@@ -517,6 +519,62 @@ def test_a_run_that_began_with_other_weights_of_the_same_name_is_refused(store, 
     save_file(load_file(calm / "model.safetensors"), given / "model.safetensors", {"changed": "yes"})
     with pytest.raises(ModelError, match=r"run: holds a run with another recipe \(net\.encoder\)"):
         train(store, split, recipe, run)
+
+
+def photographs(width: int, folder: Path) -> Path:
+    "Weights by the names of a VGG with batch norm, its biases included; those of its classifier, too."
+    torch.manual_seed(7)
+    layers, channels = [], 3
+    for stage in range(4):
+        for _ in range(2):
+            layers += [nn.Conv2d(channels, width * 2**stage, 3), nn.BatchNorm2d(width * 2**stage), nn.ReLU()]
+            channels = width * 2**stage
+        layers.append(nn.MaxPool2d(2))
+    given = {f"features.{k}": v for k, v in nn.Sequential(*layers).state_dict().items()}
+    save_file(given | {"classifier.0.weight": torch.ones(2, 2)}, folder / "vgg.safetensors")
+    return folder / "vgg.safetensors"
+
+
+@pytest.mark.parametrize("names", ["vgg13_bn", "encoder.down."])
+def test_a_recipe_says_by_which_names_a_way_down_is_to_be_taken(store, split, tmp_path, names):
+    "The recipe lies beside the weights; the run keeps both, goes on with them, and is repeated without the source."
+    (tmp_path / "given").mkdir()
+    if names == "vgg13_bn":
+        path = photographs(4, tmp_path / "given")
+    else:
+        ours = {f"encoder.{k}": v for k, v in build_network(Net(width=4, depth=3), 3).state_dict().items()}
+        save_file(ours, path := tmp_path / "given" / "other.safetensors")
+    recipe = TINY.but(
+        net={"depth": 3, "dropout": 0.0}, prepare={"neighbours": 1}, fit={"epochs": 2, "ema": 0.0}
+    )
+    recipe = recipe.but(net={"encoder": path.name, "encoder_names": names, "frozen": 2})
+    (tmp_path / "given" / "mine.toml").write_text(recipe_to_toml(recipe), encoding="utf-8")
+    one = train(store, split, load_recipe(tmp_path / "given" / "mine.toml"), tmp_path / "one")
+    given, taken = load_file(path), load_file(one / "model.safetensors")
+    first = next(w for name, w in given.items() if w.ndim == 4)
+    assert torch.equal(taken["down.0.0.weight"], first)
+    shutil.rmtree(tmp_path / "given")
+    again, parts = like(one, store)
+    assert again.net.encoder_names == names
+    assert same_weights(train(store, parts, again, tmp_path / "two"), one)
+    with pytest.raises(ModelError, match=r"nothing fits the way down: expected \"down\.0\.0\.weight\""):
+        train(store, parts, again.but(net={"encoder_names": ""}), tmp_path / "three")
+
+
+@pytest.mark.parametrize(
+    ("names", "encoder", "why"),
+    [
+        (
+            "vgg13-bn",
+            "x",
+            r'expected "", "vgg13_bn" or a beginning .*got \'vgg13-bn\'; did you mean "vgg13_bn"\?',
+        ),
+        ("vgg13_bn", "", 'expected "" without net.encoder'),
+    ],
+)
+def test_names_of_a_way_down_that_cannot_be_meant_are_refused(names, encoder, why):
+    with pytest.raises(ModelError, match=f"recipe net.encoder_names: {why}"):
+        Recipe().but(net={"encoder": encoder, "encoder_names": names})
 
 
 @pytest.mark.parametrize("what", ["absent", "unlike"])
