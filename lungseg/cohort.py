@@ -6,16 +6,17 @@
 __all__ = ['TARGETS', 'MOST_LABELS', 'NOTES', 'KINDS', 'MOST_ML', 'LEAST_ML', 'LEAST_SHARE', 'AIR_HU', 'HIGHEST_FLOOR',
            'LOWEST_FLOOR', 'LEAST_AIR', 'MOST_OUTSIDE', 'FORMAT', 'plain_id', 'names_nobody', 'patient_key', 'Case',
            'Problem', 'Found', 'npz_shapes', 'is_note', 'find_cases', 'new_names', 'relocate', 'oddities',
-           'fingerprint', 'checksum', 'read_case_mask', 'changed', 'store_case', 'build_store', 'Stored', 'Store',
-           'problems', 'mask_voxels', 'class_balance']
+           'fingerprint', 'checksum', 'folder_name', 'read_case_mask', 'changed', 'store_case', 'room_for',
+           'build_store', 'Stored', 'Store', 'problems', 'mask_voxels', 'class_balance']
 
-# %% ../nbs/07_cohort.ipynb #70bf3100
+# %% ../nbs/07_cohort.ipynb #735cd9a1
 import mmap
 import os
 import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from hashlib import sha256
@@ -875,7 +876,7 @@ def _not_lung(volume: Volume, mask: Bool[np.ndarray, "slice row col"]) -> list[s
         )
     return odd
 
-# %% ../nbs/07_cohort.ipynb #56f95178
+# %% ../nbs/07_cohort.ipynb #833f7638
 FORMAT = 2  # of the store; another number means rebuild
 
 
@@ -925,7 +926,10 @@ def checksum(
     return digest.hexdigest()
 
 
-def _folder_name(name: str) -> str:
+def folder_name(
+    name: str,  # of a case
+) -> str:
+    "The folder of a case: its name without what a disk might not take."
     return re.sub(r"[^\w.\-]+", "_", name).strip(".") or "case"
 
 
@@ -964,7 +968,7 @@ def _is_built(case: Case, folder: Path, correct: bool, verify: bool = False) -> 
     write_json(folder / "case.json", meta | {"fingerprint": kept | now})
     return True
 
-# %% ../nbs/07_cohort.ipynb #ea22391a
+# %% ../nbs/07_cohort.ipynb #76993560
 def _read(case: Case, correct: bool) -> tuple[Volume, Bool[np.ndarray, "slice row col"] | None]:
     "A case's volume as stored and its mask on the volume's grid. Raises `LungsegError` if they cannot be read or differ."
     files, first = list(case.image), case.image[0].name
@@ -1004,7 +1008,7 @@ def changed(
     cases, store = cases.cases if isinstance(cases, Found) else cases, Path(store)
     wanted = {c.name for c in cases}
     there = set(Store(store).names) if (store / "store.json").is_file() else set()
-    built = {c.name for c in cases if _is_built(c, store / _folder_name(c.name), correct)}
+    built = {c.name for c in cases if _is_built(c, store / folder_name(c.name), correct)}
     return sorted((wanted - built) | (there - wanted))
 
 
@@ -1016,7 +1020,7 @@ def store_case(
     verify: bool = False,  # compare what is there with its checksums, too
 ) -> Held | None:  # why the case was left out; None if it is in the store
     "Read one case, prove its mask, and write it into the store, whole or not at all."
-    folder = store / _folder_name(case.name)
+    folder = store / folder_name(case.name)
     try:
         if _is_built(case, folder, correct, verify):
             return None
@@ -1056,7 +1060,26 @@ def _unnamed(reason: str, case: Case) -> str:
             reason = reason.replace(mask.name, "its mask").replace(mask.parent.name + ":", "its mask:")
     return reason
 
-# %% ../nbs/07_cohort.ipynb #552b9972
+# %% ../nbs/07_cohort.ipynb #3e2f0265
+@contextmanager
+def room_for(
+    what: str,  # what is written in the block
+    folder: Path,  # on the disk in question
+    needed: int = 0,  # bytes, if known
+) -> Iterator[None]:
+    "Raises `CohortError` if the disk takes no more: what could not be written, what it needs and what is free."
+    try:
+        yield
+    except OSError as e:
+        room = [f"{needed / 1e6:.1f} MB needed"] * bool(needed)
+        with suppress(OSError):
+            room.append(f"{shutil.disk_usage(folder).free / 1e6:.1f} MB free")
+        kept = "what was finished before is kept, make room and the same call goes on"
+        raise CohortError(
+            f"{what} could not be written ({e.strerror or e}): {', '.join(room)}; {kept}"
+        ) from e
+
+# %% ../nbs/07_cohort.ipynb #0f07fc2e
 def _write_case(
     case: Case,
     volume: Volume,
@@ -1075,7 +1098,8 @@ def _write_case(
     try:
         arrays = {"hu": ordered.array} | ({} if mask is None else {"mask": mask})
         for name, array in arrays.items():
-            np.save(beside / f"{name}.npy", array)
+            with room_for(f"{case.name}: {name}.npy", folder.parent, array.nbytes):
+                np.save(beside / f"{name}.npy", array)
         meta = {**volume.provenance, "PatientSex": volume.provenance.get("PatientSex") or case.sex}
         meta |= {"name": case.name, "patient": case.patient, "fingerprint": sources, "format": FORMAT}
         meta |= {"part": case.part} if case.part else {}
@@ -1087,15 +1111,18 @@ def _write_case(
         if mask is not None:
             key = "lung_voxels" if case.target == "lungs" else f"{case.target}_voxels"
             meta |= {key: int(mask.sum()), "empty_slices": int((~mask.any(axis=(1, 2))).sum())}
-        write_json(beside / "case.json", meta)
-        if folder.exists():
-            folder.rename(before)
-        beside.rename(folder)
+        with room_for(f"{case.name}: its folder", folder.parent):
+            write_json(beside / "case.json", meta)
+            if folder.exists():
+                folder.rename(before)
+            beside.rename(folder)
     finally:
+        if before.exists() and not folder.exists():
+            before.rename(folder)
         shutil.rmtree(beside, ignore_errors=True)
         shutil.rmtree(before, ignore_errors=True)
 
-# %% ../nbs/07_cohort.ipynb #75a395eb
+# %% ../nbs/07_cohort.ipynb #51b0144a
 def build_store(
     cases: Found | Sequence[Case],  # as `find_cases` gives them
     store: Path | str,  # folder to write; cases already in it and unchanged are kept, others leave it
@@ -1106,12 +1133,12 @@ def build_store(
 ) -> "Store":
     """Write cases into a store; what fails is held back with its reason.
 
-    Raises `CohortError` if no case could be stored, two cases share a folder name, or the masks are not all of one
-    target, which is that of the store if there is one already.
+    Raises `CohortError` if no case could be stored, two cases share a folder name, the disk is full, or the masks are not
+    all of one target, which is that of the store if there is one already.
     """
     found = cases if isinstance(cases, Found) else Found(tuple(cases), (), "cases")
     cases, held, store = found.cases, list(found.held), Path(store)
-    folders = [_folder_name(c.name).casefold() for c in cases]
+    folders = [folder_name(c.name).casefold() for c in cases]
     if len(set(folders)) < len(folders):
         raise CohortError(
             "two cases share a name, expected one each: " + ", ".join(sorted(c.name for c in cases))
@@ -1135,8 +1162,9 @@ def build_store(
     held += failed
     listed = {"held": [asdict(h) for h in held], "noted": [asdict(p) for p in found.noted]}
     about = {"format": FORMAT, "kind": found.kind, "target": target, "cases": names}
-    write_json(store / "store.json", about | listed)
-    _emptied(store, {_folder_name(n) for n in names})
+    with room_for("store.json", store):
+        write_json(store / "store.json", about | listed)
+    _emptied(store, {folder_name(n) for n in names})
     return Store(store)
 
 
@@ -1196,7 +1224,7 @@ def _emptied(store: Path, keep: set[str]) -> None:
         if path.name not in keep and (path / "case.json").is_file() and (path / "hu.npy").is_file():
             shutil.rmtree(path)
 
-# %% ../nbs/07_cohort.ipynb #0c7b9231
+# %% ../nbs/07_cohort.ipynb #b5307b47
 _OWN = (
     "affine",
     "shape",
@@ -1288,13 +1316,13 @@ class Store:
         if name not in self.names:
             raise CohortError(f"no case {name} in this store, there are {', '.join(self.names)}")
         try:
-            return read_json(self.path / _folder_name(name) / "case.json")
+            return read_json(self.path / folder_name(name) / "case.json")
         except InputError:
             raise CohortError(f"{name}: case.json cannot be read, build the store again") from None
 
     def case(self, name: str) -> Stored:
         "A case by name, its arrays memory-mapped. Raises `CohortError` if there is none or its arrays are broken."
-        meta, folder = self.meta(name), self.path / _folder_name(name)
+        meta, folder = self.meta(name), self.path / folder_name(name)
         if why := _damaged(folder, meta):
             raise CohortError(f"{name}: {why}, build the store again")
         try:
@@ -1317,7 +1345,7 @@ class Store:
             except CohortError as e:
                 damaged.append(Problem(name, str(e).partition(": ")[2], name))
                 continue
-            for array in _differing(self.path / _folder_name(name), case.meta):
+            for array in _differing(self.path / folder_name(name), case.meta):
                 why = (
                     f"{array}.npy is not what was written (SHA-256 differs), build the store with verify=True"
                 )

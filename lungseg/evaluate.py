@@ -8,7 +8,7 @@ __all__ = ['METHODS', 'SPLITS', 'BASELINE', 'BASELINES', 'MASK_MAKERS', 'lung_po
            'evaluate', 'known_affine', 'patient_numbers', 'weights_of', 'write_evaluation', 'current_run',
            'load_evaluation', 'report_tags', 'counted', 'Interval', 'patient_interval', 'pick', 'markdown_table']
 
-# %% ../nbs/14_evaluate.ipynb #af96bf59
+# %% ../nbs/14_evaluate.ipynb #77f0c377
 import json
 import os
 import re
@@ -25,7 +25,7 @@ from zipfile import BadZipFile
 import numpy as np
 import pandas as pd
 
-from .cohort import Store, Stored, _folder_name
+from .cohort import Store, Stored, folder_name, room_for
 from .core import CohortError, Held, InputError, LungsegError, Mask, ModelError
 from .core import progress, read_json, rng, write_json, writing
 from .isolate import threshold_lungs
@@ -109,13 +109,13 @@ def pixel_scores(
         rows[-1]["f1"] = counts.dice()
     return pd.DataFrame(rows)
 
-# %% ../nbs/14_evaluate.ipynb #38d6589e
+# %% ../nbs/14_evaluate.ipynb #251f4836
 def prediction_file(
     folder: Path,  # the evaluation's folder
     case: str,  # name of the case
 ) -> Path:
     "Where a case's masks are kept."
-    return folder / "predictions" / f"{_folder_name(case)}.npz"
+    return folder / "predictions" / f"{folder_name(case)}.npz"
 
 
 def save_predictions(
@@ -124,11 +124,11 @@ def save_predictions(
     masks: dict[str, Mask],  # method → its mask
     about: dict,  # what the masks were made from
 ) -> Path:
-    "Keep one case's masks as packed bits, written whole or not at all."
+    "Keep one case's masks as packed bits, written whole or not at all. Raises `CohortError` if the disk is full."
     shape = next(iter(masks.values())).shape
     path = prediction_file(folder, case)
-    with writing(path) as beside:
-        packed = {method: np.packbits(mask) for method, mask in masks.items()}
+    packed = {method: np.packbits(mask) for method, mask in masks.items()}
+    with room_for(f"{case}: its prediction", folder.parent), writing(path) as beside:
         np.savez_compressed(beside, about=json.dumps(about | {"shape": shape}), **packed)
     return path
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from realdata import DATA, real
 
 from lungseg.cohort import (
     Case,
+    Found,
     Store,
     build_store,
     changed,
@@ -876,3 +878,58 @@ def test_five_lobes_are_a_mask_and_four_are_not(tmp_path):
         CohortError, match=r"5 masks .* expected one, or a left and a right lung by their names"
     ):
         find_cases(tmp_path)
+
+
+def arrays_of(seeds, folder: Path) -> Path:
+    "Cases as arrays, one slice more from case to case."
+    folder.mkdir()
+    for i, seed in enumerate(seeds):
+        p = draw_phantom(seed, size=64, slices=12 + i)
+        lungs = p.mask("lung_left", "lung_right").astype(np.uint8)
+        np.savez_compressed(folder / f"Case_{i}.npz", hu=p.hu, mask=lungs)
+    return folder
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_disk_that_takes_no_more_names_the_file_and_leaves_the_store_as_it_was(tmp_path, workers):
+    "The system refuses files of more than 104 kB, of which the second case's voxels need 107."
+    resource = pytest.importorskip("resource", reason="this system limits no files")
+    cases = find_cases(arrays_of(range(3), tmp_path / "data"))
+    first = Found(cases.cases[:1], (), cases.kind)
+    store = build_store(first, tmp_path / "store")
+    before = {f: f.read_bytes() for f in store.path.rglob("*") if f.is_file()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (104_000, limits[1]))
+    try:
+        with pytest.raises(CohortError) as caught:
+            build_store(cases, store.path, workers=workers)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    said = str(caught.value)
+    assert re.match(r"Case_[12]: hu.npy could not be written \(.+\): 0\.1 MB needed, \d+\.\d MB free; ", said)
+    assert said.endswith("; what was finished before is kept, make room and the same call goes on")
+    assert str(tmp_path) not in said
+    assert {f: f.read_bytes() for f in before} == before
+    assert not [f for f in store.path.iterdir() if f.name.startswith(".")]
+    assert Store(store.path).names == ["Case_0"]
+    assert build_store(cases, store.path, workers=workers).names == ["Case_0", "Case_1", "Case_2"]
+
+
+def test_a_case_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
+    data = arrays_of(range(2), tmp_path / "data")
+    store = build_store(find_cases(data), tmp_path / "store")
+    before = store.case("Case_1").hu.copy()
+    np.savez(data / "Case_1.npz", hu=before - np.int16(1), mask=store.case("Case_1").mask.astype(np.uint8))
+    really = Path.rename
+
+    def full(path, to):
+        if path.name.startswith(".Case_1") and not path.name.endswith(".old"):
+            raise OSError(28, "No space left on device")
+        return really(path, to)
+
+    with monkeypatch.context() as m:
+        m.setattr(Path, "rename", full)
+        with pytest.raises(CohortError, match=r"^Case_1: its folder could not be written \(No space left"):
+            build_store(find_cases(data), store.path)
+    assert np.array_equal(Store(store.path).case("Case_1").hu, before)
+    assert np.array_equal(build_store(find_cases(data), store.path).case("Case_1").hu, before - np.int16(1))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import lungseg.evaluate as under_test
 from lungseg.cohort import build_store, find_cases
-from lungseg.core import InputError, MaskError, ModelError, write_json
+from lungseg.core import CohortError, InputError, MaskError, ModelError, write_json
 from lungseg.evaluate import (
     MASK_MAKERS,
     METHODS,
@@ -264,3 +264,19 @@ def test_a_table_survives_markdown():
     table = pd.DataFrame({"a": ["x|y", None], "b": [1.23456, np.nan], "c": pd.array([3, None], "Int64")})
     lines = markdown_table(table, digits=2).splitlines()
     assert lines[2:] == ["| x\\|y | 1.23 | 3 |", "| – | – | – |"]
+
+
+def test_a_disk_that_takes_no_prediction_is_named_and_the_one_before_stays(tmp_path):
+    resource = pytest.importorskip("resource", reason="this system limits no files")
+    noise = np.random.default_rng(0).random((8, 64, 64)) > 0.5
+    path = save_predictions(tmp_path / "evaluation", "Case_000", {"network": noise}, {"by": "whom"})
+    before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(
+            CohortError, match=r"^Case_000: its prediction could not be written \(File too large\)"
+        ):
+            save_predictions(tmp_path / "evaluation", "Case_000", {"network": ~noise}, {"by": "whom"})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [f.read_bytes() for f in path.parent.iterdir()] == [before]
