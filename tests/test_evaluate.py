@@ -24,6 +24,7 @@ from lungseg.evaluate import (
     markdown_table,
     patient_interval,
     pick,
+    save_predictions,
     weights_of,
     write_evaluation,
 )

@@ -537,7 +537,7 @@ def photographs(width: int, folder: Path) -> Path:
 
 @pytest.mark.parametrize("names", ["vgg13_bn", "encoder.down."])
 def test_a_recipe_says_by_which_names_a_way_down_is_to_be_taken(store, split, tmp_path, names):
-    "The recipe lies beside the weights; the run keeps both, goes on with them, and is repeated without the source."
+    "The recipe lies beside the weights; the run keeps both, goes on with them, and is repeated without them."
     (tmp_path / "given").mkdir()
     if names == "vgg13_bn":
         path = photographs(4, tmp_path / "given")
