@@ -8,7 +8,7 @@ __all__ = ['KEEP_EVERY', 'LOOK_EVERY', 'IN_MEMORY', 'PAYS_AFTER', 'choose_device
            'confusion', 'Tally', 'validate', 'Loop', 'train_epoch', 'go_round', 'train', 'Pause', 'begin',
            'EagerWarning', 'compiled']
 
-# %% ../nbs/12_train.ipynb #a46eafd4
+# %% ../nbs/12_train.ipynb #e429e688
 import math
 import os
 import shlex
@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from .augment import augment, generator, thickness
 from .cohort import Store
 from .core import CohortError, ModelError, progress, read_json, write_json
-from .distributed import ALONE, Team, join, share_batch_norms
+from .distributed import ALONE, Team, join, place_slices, share_batch_norms, share_dropout
 from .losses import make_loss
 from .metrics import Counts
 from .networks import EncoderWarning, build_network, freeze, names_of, take_encoder
@@ -365,7 +365,7 @@ def validate(
         "accuracy": float(accuracy.mean()),
     }
 
-# %% ../nbs/12_train.ipynb #e1401461
+# %% ../nbs/12_train.ipynb #732bd623
 @dataclass
 class Loop:
     "What a training goes round with."
@@ -406,7 +406,7 @@ def train_epoch(
             team=team,
             parts=parts_of(fit, len(indices)),
             fabric=fabric,
-            draw=partial(_draw, recipe.seed, step, team.rank),
+            draw=partial(_draw, loop, step, len(indices)),
         )
         take_step(state.net, state.optimiser, rate, fit)
         if fit.ema:
@@ -633,7 +633,7 @@ def _again() -> str:
         return "go on with: " + shlex.join(["lungseg", *(a for a in sys.argv[1:] if a != "--no-resume")])
     return "the same call goes on from there"
 
-# %% ../nbs/12_train.ipynb #8d59cb06
+# %% ../nbs/12_train.ipynb #19565a2e
 IN_MEMORY = 4 * 2**30  # bytes of prepared slices that are kept in memory; more go to memory-mapped files
 
 
@@ -683,7 +683,7 @@ def begin(
     epochs, net = epochs_of(fit, steps), make_net(recipe)
     if recipe.net.encoder and not checkpoints(run / "checkpoint"):
         take_encoder(net, run / recipe.net.encoder, names=names_of(recipe.net.encoder_names))
-    net = share_batch_norms(net, team, device).to(memory_format=torch.channels_last)
+    net = share_batch_norms(share_dropout(net), team, device).to(memory_format=torch.channels_last)
     average = fabric.to_device(deepcopy(net)) if fit.ema else net
     model, optimiser = fabric.setup(
         compiled(net, recipe, epochs * steps, fabric, team), make_optimiser(net, fit)
@@ -717,9 +717,10 @@ def _shown(
     yield from ahead((piece(k, indices) for k, indices in batches), threads=threads)
 
 
-def _draw(seed: int, step: int, rank: int, part: int) -> None:
-    "What dropout draws depends on this, and on nothing else."
-    torch.manual_seed(generator(seed, "dropout", step, rank, part).initial_seed())
+def _draw(loop: Loop, step: int, n: int, part: int) -> None:
+    "What dropout draws depends on seed, step and a slice's place in the batch, and on nothing else."
+    torch.manual_seed(generator(loop.recipe.seed, "dropout", step).initial_seed())
+    place_slices(loop.state.net, loop.team.places(n, parts_of(loop.recipe.fit, n))[part], n)
 
 
 def _keep_if_best(loop: Loop, row: Mapping[str, float]) -> None:
