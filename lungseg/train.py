@@ -749,8 +749,8 @@ def _written(loop: Loop, data: Mapping[str, SliceDataset | None], *, finished: b
     told = describe_run(loop.state, loop.fabric, finished=finished)
     write_json(loop.run / "run.json", told | {"processes": loop.team.size, "notes": notes})
 
-# %% ../nbs/12_train.ipynb #5c642fb7
-PAYS_AFTER = 1200.0  # seconds of training: a tenth of them was saved where compiling took two minutes
+# %% ../nbs/12_train.ipynb #c3dedabd
+PAYS_AFTER = 1200.0  # seconds of training: ten times the two minutes that compiling may take
 
 
 class EagerWarning(UserWarning):

@@ -3,8 +3,10 @@
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import socket
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic, sleep
@@ -250,7 +252,7 @@ def together(started, many: int, store: Store, recipe: Recipe, run: Path) -> Pat
 
 
 def test_two_processes_learn_what_one_does(started, store, tmp_path):
-    "Batch norm, dropout, a Dice over the batch, uneven shares, parts, L1, clip, a moving average: the same curve."
+    "Batch norm, dropout, a Dice over the batch, uneven shares, parts, L1, clip, an average: the same curve."
     recipe = TINY.but(
         net={"dropout": 0.2},
         fit={"batch": 5, "accumulate": 2, "l1": 1e-5, "epochs": 4, "optimiser": "sgd", "lr": 0.1},
@@ -285,3 +287,44 @@ def test_what_two_processes_began_one_can_end(started, store, tmp_path):
     for name, w in weights(calm).items():
         torch.testing.assert_close(weights(run)[name], w, rtol=1e-3, atol=1e-5)
     assert read_json(run / "run.json")["processes"] == 1
+
+
+COMPILER = os.environ.get("CXX") or next(filter(shutil.which, ("g++", "clang++", "cl")), None)
+
+
+def fit_compiled(store: Path, recipe: Recipe, run: Path) -> None:
+    "A training in which what `compiled` gives is noted, and a network that is not compiled is an error."
+    really = training.compiled
+
+    def noting(*words: object) -> torch.nn.Module:
+        model = really(*words)
+        (run / "model.txt").write_text(type(model).__name__, encoding="utf-8")
+        return model
+
+    warnings.simplefilter("error", training.EagerWarning)
+    training.compiled = noting
+    fit(store, recipe, run, {}, {"train": 1})
+
+
+@pytest.mark.skipif(not COMPILER, reason="torch.compile needs a C++ compiler, and this machine has none")
+def test_a_network_in_machine_code_learns_what_it_learns_as_it_is(started, store, tmp_path):
+    "Four steps of the smallest network there is, which is really compiled: about a quarter of a minute."
+    recipe = TINY.but(
+        prepare={"size": 16},
+        net={"width": 2, "depth": 0, "dropout": 0.0},
+        fit={"epochs": 2, "batch": 6, "empty": 1.0, "ema": 0.0, "deterministic": False},
+    )
+    runs = {"never": tmp_path / "plain", "always": tmp_path / "quick"}
+    for compile, run in runs.items():
+        process = started(target=fit_compiled, args=(store.path, recipe.but(fit={"compile": compile}), run))
+        process.start()
+        finished(process)
+    assert [(run / "model.txt").read_text() for run in runs.values()] == ["UNet", "OptimizedModule"]
+    one, two = map(weights, runs.values())
+    assert one.keys() == two.keys()  # a machine without a compiler can use them
+    for name, w in one.items():
+        torch.testing.assert_close(two[name], w, rtol=1e-3, atol=1e-5)
+    first = training.make_net(recipe).state_dict()
+    assert not torch.allclose(one["head.weight"], first["head.weight"], atol=1e-3)  # it has learnt
+    losses = [read_history(run).train_loss for run in runs.values()]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
