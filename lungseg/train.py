@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['KEEP_EVERY', 'LOOK_EVERY', 'IN_MEMORY', 'PAYS_AFTER', 'choose_device', 'order_of', 'steps_per_epoch', 'epochs_of',
            'parts_of', 'ahead', 'batch_of', 'make_net', 'make_optimiser', 'follow', 'add_slopes', 'take_step',
-           'confusion', 'Tally', 'validate', 'Loop', 'train_epoch', 'go_round', 'train', 'Pause', 'begin',
-           'EagerWarning', 'compiled']
+           'confusion', 'Tally', 'validate', 'slice_means', 'Loop', 'train_epoch', 'go_round', 'train', 'Pause',
+           'begin', 'EagerWarning', 'compiled']
 
 # %% ../nbs/12_train.ipynb #e429e688
 import math
@@ -79,6 +79,9 @@ def choose_device(
             fast = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bfloat16" if fast else "float32"
     return device, precision
+
+# %% ../nbs/12_train.ipynb #096645fc
+torch.set_flush_denormal(True)  # on processors that can; False, and no harm done, on others
 
 # %% ../nbs/12_train.ipynb #11a1a19e
 def order_of(
@@ -365,7 +368,40 @@ def validate(
         "accuracy": float(accuracy.mean()),
     }
 
-# %% ../nbs/12_train.ipynb #732bd623
+# %% ../nbs/12_train.ipynb #78a457c8
+@torch.no_grad()
+def slice_means(
+    net: nn.Module,
+    data: SliceDataset,
+    criterion: nn.Module,
+    batch: int = 16,  # slices at a time
+    *,
+    team: Team = ALONE,  # processes that share the slices
+) -> dict[
+    str, float
+]:  # loss; accuracy; Dice of the slices whose reference is not empty, NaN if there are none
+    "Means over slices, as reports give them: not over patients."
+    device, training = next(net.parameters()).device, net.training
+    net.eval()
+    pixels, loss = torch.zeros(len(data), 4, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    some = np.array_split(np.arange(len(data)), -(-len(data) // batch))
+    for indices in some[team.rank :: team.size]:
+        images, masks = data.batch(indices)
+        images = for_network(images, data.prep).contiguous(memory_format=torch.channels_last)
+        logits, masks = net(images.to(device)).float(), masks.to(device)
+        loss += float(criterion(logits, masks)) * len(indices) / len(data)
+        each = zip(logits.split(1), masks.split(1), strict=True)
+        pixels[indices] = torch.stack([confusion(*one) for one in each]).double().cpu()
+    net.train(training)
+    counts = Counts(*team.total(pixels).numpy().astype(np.int64).T)
+    holds = counts.tp + counts.fn > 0
+    return {
+        "loss": float(team.total(loss)),
+        "accuracy": float(counts.accuracy().mean()),
+        "dice": float(counts.dice()[holds].mean()) if holds.any() else math.nan,
+    }
+
+# %% ../nbs/12_train.ipynb #94c2d943
 @dataclass
 class Loop:
     "What a training goes round with."
@@ -429,7 +465,7 @@ def train_epoch(
 
 def go_round(
     loop: Loop,
-    data: Mapping[str, SliceDataset | None],  # slices to "train" on, and for "validation"
+    data: Mapping[str, SliceDataset | None],  # slices to "train" on, for "validation", and to be watched
     seen: Callable[[Sequence[Mapping[str, float]], int], None],  # as `watching` gives it
     on_epoch: Callable[[dict[str, float]], None] | None = None,  # is told each new row of the history
 ) -> None:
@@ -438,7 +474,7 @@ def go_round(
     while len(state.history) < loop.epochs and not stalled(state.history, loop.recipe.fit.patience):
         row = train_epoch(loop, data["train"])
         _sound(loop)
-        row |= _validated(loop, data["validation"])
+        row |= _validated(loop, data["validation"]) | _watched(loop, data)
         if first:
             _keep_if_best(loop, row)
         state.finish(row)
@@ -450,12 +486,12 @@ def go_round(
                 on_epoch(dict(row))
         _stop_if_asked(loop)
 
-# %% ../nbs/12_train.ipynb #ede36529
+# %% ../nbs/12_train.ipynb #4194555a
 def train(
     store: Store,
     split: Mapping[
         str, Sequence[str]
-    ],  # cases to "train" on, for "validation", and to "test": never looked at here
+    ],  # cases to "train" on, for "validation", and to "test": not looked at, unless `fit.watch` asks for it
     recipe: Recipe,
     run: Path | str,  # folder of the run
     *,
@@ -522,7 +558,7 @@ def _trained(
     ):
         data = {
             part: _slices(store, split[part], recipe, Path(scratch) / part)
-            for part in ("train", "validation")
+            for part in dict.fromkeys(("train", "validation", *recipe.fit.watch.split()))
         }
         loop = begin(recipe, run, fabric, team, data["train"], pause)
         if team.first:
@@ -633,7 +669,7 @@ def _again() -> str:
         return "go on with: " + shlex.join(["lungseg", *(a for a in sys.argv[1:] if a != "--no-resume")])
     return "the same call goes on from there"
 
-# %% ../nbs/12_train.ipynb #19565a2e
+# %% ../nbs/12_train.ipynb #442d6a83
 IN_MEMORY = 4 * 2**30  # bytes of prepared slices that are kept in memory; more go to memory-mapped files
 
 
@@ -740,6 +776,17 @@ def _validated(loop: Loop, data: SliceDataset | None) -> dict[str, float]:
     with loop.fabric.autocast():
         scores = validate(loop.state.average, data, criterion, team=loop.team)
     return {f"validation_{name}": scores[name] for name in names}
+
+
+def _watched(loop: Loop, data: Mapping[str, SliceDataset | None]) -> dict[str, float]:
+    "The columns of what is watched; none of a part without cases."
+    criterion, row = make_loss(loop.recipe.loss, epoch=len(loop.state.history), epochs=loop.epochs), {}
+    for part in loop.recipe.fit.watch.split():
+        if data[part] is not None:
+            with loop.fabric.autocast():
+                scores = slice_means(loop.state.average, data[part], criterion, team=loop.team)
+            row |= {f"watched_{part}_{name}": score for name, score in scores.items()}
+    return row
 
 
 def _written(loop: Loop, data: Mapping[str, SliceDataset | None], *, finished: bool) -> None:
