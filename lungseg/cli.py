@@ -1065,7 +1065,7 @@ def cohort_in(
         with first_goes_first("store"):
             return build_store(found, out / "store", workers=2, correct=asked.correct)
 
-# %% ../nbs/18_cli.ipynb #04ceea13
+# %% ../nbs/18_cli.ipynb #364ef5cd
 @verb
 def train(
     data: Path,  # a cohort: DICOM cases with masks, volumes with masks, or pairs of pictures
@@ -1136,8 +1136,28 @@ def train(
             f"--validation {validation:g}: nobody is left to validate on, {counted(len(parts['train']), 'case')} to train on"
         )
     remarks += [f"{like.name}: {line}; digits may differ" for line in unlike(like)] if like else []
+    remarks += _seen(run)
     facts = {"split": parts, "how": how, "run": str(run), "remarks": remarks, "held": list(store.held)}
     return facts | {"say": "\n".join([*in_short(remarks), say])}
+
+
+def _seen(
+    run: Path,
+) -> list[str]:
+    "How the watched parts of the split fared in the end."
+    from lungseg.runs import read_history
+
+    last, scores = read_history(run).iloc[-1], ("loss", "accuracy", "Dice")
+    parts = [key.split("_")[1] for key in last.index if key.startswith("watched_") and key.endswith("_dice")]
+    said = {
+        part: [f"{name} {last[f'watched_{part}_{name.lower()}']:.4f}" for name in scores] for part in parts
+    }
+    lines = [f"epoch {last.epoch:.0f}, slices of {part}: {', '.join(words)}" for part, words in said.items()]
+    return (
+        [*lines, f"every epoch: {run / 'history.csv'}; for the record, nothing was chosen by it"]
+        if lines
+        else []
+    )
 
 
 def _remarks(

@@ -123,7 +123,7 @@ def recipe_inside(
         newer = f" (lungseg {wrote} wrote it, this is {ours})" if wrote not in (None, ours) else ""
         raise ModelError(f"{e}{newer}") from None
 
-# %% ../nbs/11b_runs.ipynb #f8195cba
+# %% ../nbs/11b_runs.ipynb #6fb8e8f6
 HISTORY = ("epoch", "step", "lr", "train_loss", "train_dice", "train_accuracy")
 HISTORY += ("validation_loss", "validation_dice", "validation_accuracy", "seconds", "slices_per_s")
 
@@ -134,7 +134,7 @@ def write_history(
 ) -> Path:
     "The history of a run as CSV, whole or not at all. Raises `ModelError` if the disk is full."
     text = StringIO(newline="")
-    table = csv.DictWriter(text, HISTORY)
+    table = csv.DictWriter(text, list(dict.fromkeys([*HISTORY, *(key for row in rows for key in row)])))
     table.writeheader()
     for row in rows:
         table.writerow({k: "" if math.isnan(v) else f"{v:.6g}" for k, v in row.items()})

@@ -26,6 +26,7 @@ from lungseg.pictures import write_pairs
 from lungseg.predict import load_model, segment
 from lungseg.reading import read_volume
 from lungseg.recipe import load_recipe, recipe_from_toml, recipe_to_toml
+from lungseg.runs import read_history
 from lungseg.segments import write_seg
 from lungseg.train import train
 from lungseg.volume import Volume
@@ -182,6 +183,20 @@ def test_watching_scores_each_epoch_of_each_part(lungs, tmp_path):
         (2, "test"),
     ]
     assert table.loss.notna().all()
+
+
+def test_the_command_for_combo_sgd_ends_with_both_parts_and_says_what_they_are_not_for(tmp_path):
+    write_cohort(tmp_path / "data", cases=4, size=64, slices=12)
+    small = "prepare.size=16 net.width=2 net.depth=1 fit.epochs=2 fit.precision=float32".split()
+    words = [word for setting in small for word in ("--set", setting)]
+    told = ["train", str(tmp_path / "data"), str(tmp_path / "run"), "--recipe", "combo-sgd", *words]
+    ran = CliRunner().invoke(app, told)
+    assert ran.exit_code == 0, ran.output
+    last = read_history(tmp_path / "run").iloc[-1]
+    for part in ("train", "test"):
+        loss, accuracy, dice = (last[f"watched_{part}_{score}"] for score in ("loss", "accuracy", "dice"))
+        assert f"{part}: loss {loss:.4f}, accuracy {accuracy:.4f}, Dice {dice:.4f}" in ran.output
+    assert "for the record, nothing was chosen by it" in ran.output
 
 
 # --- tumours as a target

@@ -19,7 +19,7 @@ from lungseg import train as training
 from lungseg.augment import Augmentation, augment, generator
 from lungseg.cohort import Store, build_store, checksum, find_cases
 from lungseg.core import CohortError, ModelError, read_json, write_json, writing
-from lungseg.losses import CombinedLoss
+from lungseg.losses import CombinedLoss, make_loss
 from lungseg.networks import build_network
 from lungseg.phantom import LABELS, draw_phantom
 from lungseg.predict import load_model, postprocess, predict_probs, segment
@@ -222,6 +222,48 @@ def test_the_test_patients_are_never_opened(store, split, tmp_path):
     spy.__dict__.update(store.__dict__)
     train(spy, split, TINY.but(fit={"epochs": 1}), tmp_path / "run")
     assert set(opened) == {*split["train"], *split["validation"]}
+
+
+def test_watching_the_test_patients_changes_no_weight(store, split, calm, tmp_path):
+    "Each epoch's scores are those of its own network, slice by slice; what is kept is chosen as ever."
+    recipe = TINY.but(fit={"watch": "train test", "ema": 0.0})
+    run = train(store, split, recipe, tmp_path / "run")
+    assert same_weights(run, train(store, split, recipe.but(fit={"watch": ""}), tmp_path / "blind"))
+    table = read_history(run)
+    parts, scores = ("train", "test"), ("loss", "accuracy", "dice")
+    columns = [f"watched_{part}_{score}" for part in parts for score in scores]
+    assert list(table.columns) == [*read_history(calm).columns, *columns]
+    state = training.make_net(recipe)
+    (last, *_) = checkpoints(run / "checkpoint")
+    state.load_state_dict(runs._content(last)["net"])
+    for part, score in ((part, score) for part in parts for score in scores):
+        data = SliceDataset(store, split[part], recipe.prepare)
+        images, masks = data.batch(np.arange(len(data)))
+        with torch.no_grad():
+            logits = state.eval()(images)
+        pred, ref = (x.flatten(1).numpy() for x in (logits > 0, masks >= 0.5))
+        if score == "accuracy":
+            expected = (pred == ref).mean()
+        elif score == "dice":
+            holds = ref.any(1)
+            sizes = pred.sum(1) + ref.sum(1)
+            expected = (2 * (pred & ref).sum(1)[holds] / sizes[holds]).mean()
+        else:
+            expected = float(make_loss(recipe.loss, epoch=2, epochs=3)(logits, masks))
+        assert table[f"watched_{part}_{score}"].iloc[-1] == pytest.approx(expected, rel=1e-4)
+
+
+def test_an_interrupted_run_goes_on_watching_and_a_part_without_cases_is_not_watched(store, split, tmp_path):
+    recipe = TINY.but(fit={"watch": "test", "epochs": 2})
+    halves = fail_at(training.write_history, 1, KeyboardInterrupt())
+    with patch.object(training, "write_history", halves), pytest.raises(KeyboardInterrupt):
+        train(store, split, recipe, tmp_path / "run")
+    table = read_history(train(store, split, recipe, tmp_path / "run"))
+    assert table.watched_test_dice.notna().sum() == 2
+    alone = train(store, {"train": split["train"]}, recipe, tmp_path / "alone")
+    assert "watched_test_dice" not in read_history(alone)
+    with pytest.raises(ModelError, match=r"fit.watch: expected .*, got 'tset'; did you mean \"test\"\?"):
+        recipe.but(fit={"watch": "train tset"})
 
 
 def test_the_callers_random_state_is_left_alone(store, split, tmp_path):
