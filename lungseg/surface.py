@@ -7,7 +7,7 @@ __all__ = ['NEAR_MM', 'FAR_SHARE', 'ROUNDING_MM', 'TOLERANCES_MM', 'border_voxel
            'code_areas', 'voxel_axes', 'nearest_mm', 'SurfaceDistances', 'surface_distances', 'hausdorff_mm',
            'mean_distances_mm', 'surface_dice', 'surface_scores']
 
-# %% ../nbs/13a_surface.ipynb #dbffafba
+# %% ../nbs/13a_surface.ipynb #2d9490e9
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -15,7 +15,7 @@ from functools import cache
 import numpy as np
 from jaxtyping import Bool, Float64, Shaped, UInt8
 
-from .core import Affine, GeometryError, InputError, Mask, MaskError
+from .core import GeometryError, InputError, Mask, MaskError
 from .metrics import ShapeMismatch
 
 # %% ../nbs/13a_surface.ipynb #62a6f21c
@@ -81,7 +81,7 @@ def voxel_axes(
         raise GeometryError("affine: singular, expected three steps in mm that span a volume")
     return axes
 
-# %% ../nbs/13a_surface.ipynb #7610b7df
+# %% ../nbs/13a_surface.ipynb #b8bba46f
 NEAR_MM = 10.0  # a k-d tree finds neighbours within this quickly
 FAR_SHARE = (
     1 / 400
@@ -89,8 +89,8 @@ FAR_SHARE = (
 
 
 def nearest_mm(
-    here: Mask,  # elements of one surface
-    there: Mask,  # elements of the other, at least one
+    here: Bool[np.ndarray, "z y x"],  # elements of one surface
+    there: Bool[np.ndarray, "z y x"],  # elements of the other, at least one
     axes: Float64[np.ndarray, "3 3"],  # columns: the step of one voxel along each index, mm
     *,
     workers: int = 1,  # processor cores for the search; -1: all
@@ -124,7 +124,7 @@ def _perpendicular(axes: Float64[np.ndarray, "3 3"]) -> bool:
     directions = axes / np.linalg.norm(axes, axis=0)
     return bool(np.abs(directions.T @ directions - np.eye(3)).max() < 1e-9)
 
-# %% ../nbs/13a_surface.ipynb #3ced5f6c
+# %% ../nbs/13a_surface.ipynb #ee80920f
 @dataclass(frozen=True, eq=False)
 class SurfaceDistances:
     "The distances between two surfaces, both ways; all scores are made of these."
@@ -177,8 +177,10 @@ def surface_distances(
 
 
 def _elements(
-    mask: Mask, axes: Float64[np.ndarray, "3 3"], weighted: bool
-) -> tuple[Mask, Float64[np.ndarray, " n"]]:
+    mask: Mask,
+    axes: Float64[np.ndarray, "3 3"],
+    weighted: bool,
+) -> tuple[Bool[np.ndarray, "z y x"], Float64[np.ndarray, " element"]]:
     "Where the elements of a surface are, and what each counts."
     if not weighted:
         at = border_voxels(mask)
@@ -216,7 +218,7 @@ def _diagonal_mm(shape: tuple[int, ...], axes: Float64[np.ndarray, "3 3"]) -> fl
     flips = np.array([[1, 1, 1], [1, 1, -1], [1, -1, 1], [1, -1, -1]])
     return float(np.linalg.norm(flips * np.array(shape) @ axes.T, axis=1).max())
 
-# %% ../nbs/13a_surface.ipynb #9d2637a9
+# %% ../nbs/13a_surface.ipynb #7ffcaa9f
 ROUNDING_MM = 1e-6  # beyond what arithmetic, and a spacing stored as float32, blur
 
 
@@ -226,7 +228,7 @@ def hausdorff_mm(
     *,
     mean: bool = False,  # the mean of both directions, as LCTSC and Plastimatch have it; else the larger
 ) -> float:  # NaN if both masks are empty
-    "Hausdorff distance, or a percentile of it, in mm. Raises `InputError` if `percent` is not above 0 and up to 100."
+    "Hausdorff distance or a percentile of it, in mm. Raises `InputError` for a percentage outside (0, 100]."
     if not 0 < percent <= 100:
         raise InputError(f"percent: {percent}, expected above 0 and up to 100")
     if found.empty == "both":
@@ -245,14 +247,14 @@ def _percentile(distance, area, percent, weighted) -> float:
         return float(distance.max())
     order = np.argsort(distance)
     reached = np.cumsum(area[order])
-    first = np.searchsorted(reached / reached[-1], percent / 100)
+    first = np.searchsorted(reached / reached[-1], percent / 100 - 1e-9)  # sums of areas are rounded
     return float(distance[order[min(first, len(order) - 1)]])
 
 
 def mean_distances_mm(
     found: SurfaceDistances,
 ) -> tuple[float, float, float]:  # prediction to reference, reference to prediction, all elements together
-    "Mean surface distance each way, and the average symmetric surface distance (ASSD); NaN if both masks are empty."
+    "Mean surface distance each way, and the average symmetric one (ASSD), in mm; NaN if both masks are empty."
     if found.empty == "both":
         return float("nan"), float("nan"), float("nan")
     sums = found.to_ref @ found.pred_area, found.to_pred @ found.ref_area
@@ -278,7 +280,7 @@ def surface_dice(
     right = found.pred_area[found.to_ref <= within].sum() + found.ref_area[found.to_pred <= within].sum()
     return float(right / (found.pred_area.sum() + found.ref_area.sum()))
 
-# %% ../nbs/13a_surface.ipynb #b38f83e2
+# %% ../nbs/13a_surface.ipynb #43da9041
 TOLERANCES_MM = (
     1,
     2,
@@ -298,9 +300,9 @@ def surface_scores(
     """Surface scores of one pair of masks: distances in mm, and the surface Dice at each tolerance.
 
     `hd_mm`, `hd95_mm`: the larger of both directions. `msd_to_ref_mm`: mean from the prediction to the
-    reference; `msd_to_pred_mm`: the other way. `msd_mm`, `hd95_mean_mm`: LCTSC's, the mean of both directions.
-    `assd_mm`: all elements together. `nsd_2mm`: surface Dice at 2 mm. All are NaN if both masks are
-    empty or the affine is None; if one mask is, the distances are the volume's diagonal and the surface Dice is 0.
+    reference; `msd_to_pred_mm`: the other way. `msd_mm`, `hd95_mean_mm`: the mean of both directions, as in
+    LCTSC. `assd_mm`: all elements together. `nsd_2mm`: surface Dice at 2 mm. All are NaN if both masks are
+    empty or the affine is None; if one mask is empty, distances are the volume's diagonal, the Dice is 0.
 
     Raises `ShapeMismatch`, `MaskError`, `GeometryError` or `InputError` for what cannot be measured.
     """
