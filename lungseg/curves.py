@@ -70,7 +70,7 @@ def _edge(bins: Integer[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
 def _bins_of(probs: Num[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
     return _numbered(_flagged(probs, np.zeros(probs.shape, bool)))
 
-# %% ../nbs/13b_curves.ipynb #6581b2cc
+# %% ../nbs/13b_curves.ipynb #1f014621
 @dataclass(frozen=True, eq=False)
 class Tally:
     "How many voxels of either class were given each probability. Tallies of one part add up."
@@ -104,7 +104,7 @@ class Tally:
 def pooled(
     tallies: Iterable[Tally],  # one a case, say
 ) -> Tally:
-    "All voxels of several tallies. Raises `CohortError` if there is no tally, or if they are of different parts."
+    "All voxels of several tallies of one part. Raises `CohortError` if there is none, or another part."
     tallies = list(tallies)
     if not tallies:
         raise CohortError("no tally to pool: expected at least one case in the part")
@@ -116,7 +116,7 @@ def pooled(
     squared, digits = sum(t.squared for t in tallies), max(t.digits for t in tallies)
     return Tally(parts[0], *_merged([(t.bins, t.positive, t.negative) for t in tallies]), squared, digits)
 
-# %% ../nbs/13b_curves.ipynb #4229f081
+# %% ../nbs/13b_curves.ipynb #fb9f711f
 _BLOCK, _BATCH = 1 << 16, 1 << 23  # voxels: computed at a time; counted at a time
 
 
@@ -129,8 +129,8 @@ def tally(
 ) -> Tally:
     """Count the voxels of a volume, or of a piece of one, by probability and class.
 
-    Raises `ShapeMismatch` if the shapes differ, `InputError` if there is no voxel or if a probability is NaN or not
-    from 0 to 1, `MaskError` if the reference holds anything but 0 and 1.
+    Raises `ShapeMismatch` if the shapes differ, `InputError` if there is no voxel or if a probability is NaN or
+    not from 0 to 1, `MaskError` if the reference holds anything but 0 and 1.
     """
     if probs.shape != ref.shape:
         raise ShapeMismatch(f"probabilities and reference differ in shape: {probs.shape} and {ref.shape}")
@@ -260,7 +260,7 @@ def _problem(
     voxels = positive.sum() + negative.sum()
     return "" if 0 <= squared <= voxels else "its sum of squared errors is impossible"
 
-# %% ../nbs/13b_curves.ipynb #de9b02a8
+# %% ../nbs/13b_curves.ipynb #35a78985
 @dataclass(frozen=True, eq=False)
 class Curve:
     "A score against another, from the highest threshold to the lowest, with the area under it."
@@ -278,13 +278,13 @@ class Curve:
         self,
         steps: int = 500,  # to the whole axis
     ) -> "Curve":
-        "The same curve with fewer points, none of them farther than a step from the next one kept; for drawing."
+        "The same curve with fewer points, for drawing: each point left out is within a step of one kept."
         cell = np.floor(np.nan_to_num([self.x, self.y]) * steps)
         moved = (np.diff(cell) != 0).any(0)
         keep = np.r_[True, moved] | np.r_[moved, True]
         return Curve(self.x[keep], self.y[keep], self.threshold[keep], self.area, self.area_error, self.note)
 
-# %% ../nbs/13b_curves.ipynb #9c97e2a5
+# %% ../nbs/13b_curves.ipynb #387f1dbe
 _STEP = 2.0**-24  # between neighbouring float32 from 1/2 to 1
 
 
@@ -334,7 +334,7 @@ def precision_recall(
 
     Without a voxel of the reference recall is not defined: it and the area are NaN, and `note` says so.
 
-    Source: `sklearn.metrics.average_precision_score`; Davis and Goadrich (2006), ICML, doi:10.1145/1143844.1143874.
+    Source: `sklearn.metrics.average_precision_score`; Davis and Goadrich (2006), ICML, 233-240.
     """
     threshold, tp, fp = _downwards(tally)
     precision = tp[1:] / (tp[1:] + fp[1:])
@@ -355,8 +355,8 @@ def _average_precision_between(
     p, before = np.diff(tp), tp[:-1]
     known, whole = _tied(tally)[::-1], p * tp[1:] / (tp[1:] + fp[1:])
     best = p * tp[1:] / np.maximum(tp[1:] + fp[:-1], 1)
-    # others first, then the lung voxels one by one: sum of (before + k) / (before + k + fp), k = 1...p, which is
-    # p - fp * sum of 1 / (before + fp + k), and the last sum is less than the integral of 1/x
+    # others first, then the lung voxels one by one: the sum over k = 1...p of (before + k) / (before + k + fp) is
+    # p - fp * sum of 1 / (before + fp + k), and this last sum is less than the integral of 1/x
     worst = p - fp[1:] * np.log1p(p / np.maximum(before + fp[1:], 1))
     return tuple(float(np.where(known, whole, end).sum() / tp[-1]) for end in (worst, best))
 
@@ -378,7 +378,7 @@ def roc(
     unsure = np.where(_tied(tally), 0.0, tally.positive.astype(float) * tally.negative).sum() / 2
     return Curve(*rates, threshold, float(np.trapezoid(rates[1], rates[0])), float(unsure / pairs))
 
-# %% ../nbs/13b_curves.ipynb #977f64fd
+# %% ../nbs/13b_curves.ipynb #d38e7f47
 def brier(
     tally: Tally,
 ) -> float:  # 0 is perfect, 0.25 is saying 0.5 everywhere
@@ -400,8 +400,8 @@ def calibration(
 ) -> pd.DataFrame:  # low, high, voxels, positives, probability (its mean), share (of lung), gap
     """The reliability diagram as a table, one row a band; a band without voxels has NaN.
 
-    Mean probabilities are exact to 0.00002. A probability on an edge belongs to the band that is nearer to 1/2, and
-    1/2 to the upper half. Raises `InputError` for another number of bands.
+    Mean probabilities are exact to 0.000001. A probability on an edge belongs to the band nearer to 1/2, and 1/2
+    to the upper half. Raises `InputError` for another number of bands.
 
     Source: Guo et al. (2017), On Calibration of Modern Neural Networks, ICML.
     """
@@ -434,7 +434,7 @@ def calibration_error(
     held = table[table.voxels > 0]
     return float(np.average(held.gap.abs(), weights=held.voxels))
 
-# %% ../nbs/13b_curves.ipynb #aaae853b
+# %% ../nbs/13b_curves.ipynb #7e63a9db
 @dataclass(frozen=True)
 class Threshold:
     "A threshold, and how it was come by."
@@ -463,14 +463,15 @@ def best_threshold(
 ) -> Threshold:
     """The threshold with the best score over all voxels of the validation patients.
 
-    Raises `InputError` if the tally is of another part, a class that the score needs is absent, or the score is unknown.
+    Raises `InputError` if the tally is of another part, if a class that the score needs is absent, or if the
+    score is unknown.
 
     Source: Youden (1950), Cancer 3(1), 32-35.
     """
     if tally.part != "validation":
         raise InputError(
-            f"best_threshold: got the tally of part {tally.part!r}, expected 'validation': a threshold chosen where "
-            "it is judged flatters"
+            f"best_threshold: got the tally of part {tally.part!r}, expected 'validation': "
+            "a threshold chosen where it is judged flatters"
         )
     needs = {"dice": ("positives",), "youden": ("positives", "negatives")}
     if score not in needs:
