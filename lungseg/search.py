@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Space', 'PRUNE_AFTER', 'SILENT_S', 'Axis', 'space_from_toml', 'load_space', 'with_validation', 'needs_optuna',
-           'alone', 'NothingFoundWarning', 'search', 'trials_table', 'importances', 'draw_history', 'draw_slices',
+           'alone', 'NothingFoundWarning', 'search', 'trials_table', 'importances', 'draw_trials', 'draw_slices',
            'draw_importances']
 
-# %% ../nbs/14b_search.ipynb #9dd725d1
+# %% ../nbs/14b_search.ipynb #b309d386
 import json
 import math
 import os
@@ -19,7 +19,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, is_dataclass
-from functools import wraps
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
@@ -37,6 +36,7 @@ from .recipe import Recipe, flat, load_recipe, nearest, recipe_to_toml, unknown_
 from .runs import check_holder, check_split, data_hashes, differing_keys, read_history
 from .splits import people, split_patients
 from .train import train
+from .watch import in_house_style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -554,7 +554,7 @@ def _until_enough(
             kept = counted(int((trials_table(study).state == "complete").sum()), "finished trial")
             raise KeyboardInterrupt(f"search stopped: {kept} kept; the same call goes on") from None
 
-# %% ../nbs/14b_search.ipynb #7105b5de
+# %% ../nbs/14b_search.ipynb #14e457bd
 def trials_table(
     study: "Study",
 ) -> (
@@ -601,7 +601,7 @@ def _written(study: "Study", recipe: Recipe, space: Space, split: dict[str, list
         write_json(out / "split.json", split)
         write_json(out / "importances.json", mattered)
         for name, figure in (
-            ("history", draw_history(table)),
+            ("history", draw_trials(table)),
             ("slices", draw_slices(table, space)),
             ("importances", draw_importances(mattered)),
         ):
@@ -629,36 +629,8 @@ def _best(
     about = f"The best of {ended} from {recipe.name}: Dice {row.dice:.4f} on {chosen_by}."
     return found.but(name=f"{recipe.name}-searched", about=about), float(row.dice)
 
-# %% ../nbs/14b_search.ipynb #b24c4a31
-_STYLE = {
-    "figure.constrained_layout.use": True,
-    "font.size": 9.5,
-    "axes.titlesize": 9.5,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "0.9",
-    "legend.frameon": False,
-    "svg.fonttype": "none",  # text stays text in SVG
-}
+# %% ../nbs/14b_search.ipynb #c628c028
 _COLOUR = {"complete": "#0072B2", "pruned": "#999999", "best": "#D55E00"}
-
-
-def _styled(draw: Callable[..., "Figure"]) -> Callable[..., "Figure"]:
-    "Draw in the style of the report's figures, and leave no figure open."
-
-    @wraps(draw)
-    def in_style(*args: Any) -> "Figure":
-        from matplotlib import pyplot as plt
-
-        with plt.rc_context(_STYLE):
-            figure = draw(*args)
-        plt.close(figure)
-        return figure
-
-    return in_style
 
 
 def importances(
@@ -677,8 +649,8 @@ def importances(
     return {key: float(share) for key, share in found.items() if math.isfinite(share)}
 
 
-@_styled
-def draw_history(
+@in_house_style
+def draw_trials(
     table: pd.DataFrame,  # as `trials_table` gives it
 ) -> "Figure":
     "Validation Dice of each trial in the order they began, and the best so far."
@@ -701,7 +673,7 @@ def draw_history(
     return fig
 
 
-@_styled
+@in_house_style
 def draw_slices(
     table: pd.DataFrame,  # as `trials_table` gives it
     space: Space,
@@ -723,7 +695,7 @@ def draw_slices(
     return fig
 
 
-@_styled
+@in_house_style
 def draw_importances(
     mattered: Mapping[str, float],  # as `importances` gives it
 ) -> "Figure":
