@@ -234,16 +234,17 @@ def test_a_distance_of_just_the_tolerance_is_within_it_whatever_arithmetic_blurs
 
 
 @BOTH
-def test_tree_and_transform_find_the_same(weighted, monkeypatch):
+def test_steps_tree_and_transform_find_the_same(weighted, monkeypatch):
     shape, affine = (12, 40, 44), spaced(3.0, 1.0, 0.8)
     pred = box(shape, (1, 3), (1, 5), (2, 6)) | ball(3, (3, 1, 0.8), shape)
     ref = ball(14, (3, 1, 0.8), shape) | box(shape, (9, 11), (30, 39), (30, 43))
     found = []
-    for share in (0, 1):  # of the box, from which on the transform is taken
+    ways = product((0, 1), (0.5, 10.0, np.inf), (0, 1, 3))
+    for share, near, steps in ways:  # the transform always or never; what is near; what is looked up
         monkeypatch.setattr(surface, "FAR_SHARE", share)
-        for near in (0.5, 10.0, np.inf):
-            monkeypatch.setattr(surface, "NEAR_MM", near)
-            found.append(surface_distances(pred, ref, affine, weighted=weighted))
+        monkeypatch.setattr(surface, "NEAR_MM", near)
+        monkeypatch.setattr(surface, "STEPS", steps)
+        found.append(surface_distances(pred, ref, affine, weighted=weighted))
     for other in found[1:]:
         assert other.to_ref == pytest.approx(found[0].to_ref, abs=1e-9)
         assert other.to_pred == pytest.approx(found[0].to_pred, abs=1e-9)
@@ -252,6 +253,7 @@ def test_tree_and_transform_find_the_same(weighted, monkeypatch):
 def test_a_tilted_grid_is_never_given_to_the_transform(monkeypatch):
     monkeypatch.setattr(surface, "FAR_SHARE", 0)
     monkeypatch.setattr(surface, "NEAR_MM", 0.1)
+    monkeypatch.setattr(surface, "STEPS", 0)
     pred, ref = box((9, 9, 9), (1, 3), (1, 3), (1, 3)), box((9, 9, 9), (5, 8), (5, 8), (4, 7))
     tilted = affine_of((0, 0.9, 2), (0, 1, 0), (1, 0, 0))
     found = surface_scores(pred, ref, tilted, tolerances_mm=(1,))
