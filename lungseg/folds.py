@@ -6,7 +6,7 @@
 __all__ = ['LEAVE_ONE_OUT', 'folds_wanted', 'needs_validation', 'deal', 'fold_name', 'one_fold', 'some_of', 'crossvalidate',
            'fold_table', 'fold_words', 'compare']
 
-# %% ../nbs/14a_folds.ipynb #a4d320e5
+# %% ../nbs/14a_folds.ipynb #a525df0a
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -36,10 +36,10 @@ from lungseg.evaluate import (
 from .evaluate import evaluate, load_evaluation, patient_interval
 from .recipe import Recipe, load_recipe, recipe_to_toml
 from .runs import check_holder, data_hashes, differing_keys, taken
-from .splits import k_folds, load_folds, people, save_split
+from .splits import k_folds, load_folds, people, save_split, usual_key
 from .train import train
 
-# %% ../nbs/14a_folds.ipynb #541bc47d
+# %% ../nbs/14a_folds.ipynb #7bf587ef
 LEAVE_ONE_OUT = "leave-one-out"
 
 
@@ -70,11 +70,14 @@ def deal(
     | None = None,  # share of each fold's training patients; None: a quarter, if six or more or if needed
     seed: int = 0,
 ) -> list[dict[str, list[str]]]:  # one split a fold; every patient with a mask is tested in exactly one
-    "Deal the patients of a store into folds. Raises `CohortError` if there are fewer patients than folds."
+    """Deal the patients of a store into folds, women and men alike, or those with and those without a tumour.
+
+    Raises `CohortError` if there are fewer patients than folds.
+    """
     wanted = folds_wanted(folds) or len(people(store))
     if validation is None and recipe is not None and needs_validation(recipe):
         validation = 0.25
-    return k_folds(store, wanted, validation=validation, seed=seed)
+    return k_folds(store, wanted, validation=validation, seed=seed, stratify=usual_key(store))
 
 # %% ../nbs/14a_folds.ipynb #fb59dbfe
 def fold_name(

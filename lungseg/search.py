@@ -7,7 +7,7 @@ __all__ = ['Space', 'PRUNE_AFTER', 'SILENT_S', 'Axis', 'space_from_toml', 'load_
            'alone', 'NothingFoundWarning', 'search', 'trials_table', 'importances', 'draw_trials', 'draw_slices',
            'draw_importances']
 
-# %% ../nbs/14b_search.ipynb #b309d386
+# %% ../nbs/14b_search.ipynb #eefe89cb
 import json
 import math
 import os
@@ -34,7 +34,7 @@ from .evaluate import counted
 from .folds import some_of
 from .recipe import Recipe, flat, load_recipe, nearest, recipe_to_toml, unknown_key, with_settings
 from .runs import check_holder, check_split, data_hashes, differing_keys, read_history
-from .splits import people, split_patients
+from .splits import people, split_patients, usual_key
 from .train import train
 from .watch import in_house_style
 
@@ -188,7 +188,7 @@ def load_space(
         raise ModelError(f"space {Path(file).name}: expected a TOML file, found none")
     return space_from_toml(file.read_text(encoding="utf-8"), recipe=recipe, where=file.name)
 
-# %% ../nbs/14b_search.ipynb #f8e10f5a
+# %% ../nbs/14b_search.ipynb #d44d89d6
 def with_validation(
     store: Store,
     split: Mapping[str, Sequence[str]],  # part → cases
@@ -204,7 +204,7 @@ def with_validation(
         raise CohortError(
             f"split: {counted(patients, 'patient')} to train on, expected two or more, one to choose by"
         )
-    drawn = split_patients(learning, test=0.25, validation=0.0, seed=seed)
+    drawn = split_patients(learning, test=0.25, validation=0.0, seed=seed, stratify=usual_key(store))
     return {"train": drawn["train"], "validation": drawn["test"], "test": parts["test"]}
 
 # %% ../nbs/14b_search.ipynb #abe05b2b
@@ -332,7 +332,7 @@ def _study(
             study.set_user_attr(what, now)
     return study
 
-# %% ../nbs/14b_search.ipynb #9c0e13d4
+# %% ../nbs/14b_search.ipynb #33b8e07c
 class NothingFoundWarning(UserWarning):
     "The best trial of a search found nothing: its validation Dice is 0."
 
@@ -357,24 +357,8 @@ def _attempt(
 
     number = trial.user_attrs.get("goes_on", trial.number)
     run = out / "trials" / f"{number:04d}"
-
-    def on_epoch(row: Mapping[str, float]) -> None:
-        trial.set_user_attr("seen", time.time())
-        _report(trial, row)
-        if trial.should_prune():
-            raise TrialPruned
-        if time.monotonic() > until:
-            raise _TimeIsUp
-
     try:
-        candidate = _with(recipe, trial.params)
-        if (run / "history.csv").is_file():
-            for row in read_history(run).to_dict("records"):
-                _report(trial, row)
-        train(store, split, candidate, run, device=device, on_epoch=on_epoch)
-        dice = float(read_history(run).validation_dice.max())
-        if math.isnan(dice):
-            raise ModelError("no validation Dice: no validation patient has lung, and none was found")
+        dice = _tried(trial, store, split, recipe, run, device, until)
     except TrialPruned:
         study.tell(trial, state=TrialState.PRUNED)
     except (ModelError, MemoryError, torch.OutOfMemoryError) as e:
@@ -389,6 +373,37 @@ def _attempt(
     else:
         study.tell(trial, dice)
     shutil.rmtree(run / "checkpoint", ignore_errors=True)
+
+
+def _tried(
+    trial: "Trial",
+    store: Store,
+    split: dict[str, list[str]],
+    recipe: Recipe,
+    run: Path,  # the trial's folder, in which an earlier process may have begun
+    device: str,
+    until: float,
+) -> float:  # validation Dice
+    "Train by what a trial proposes, each epoch reported. Raises `TrialPruned` or `_TimeIsUp` if that is the end of it."
+    from optuna import TrialPruned
+
+    def on_epoch(row: Mapping[str, float]) -> None:
+        trial.set_user_attr("seen", time.time())
+        _report(trial, row)
+        if trial.should_prune():
+            raise TrialPruned
+        if time.monotonic() > until:
+            raise _TimeIsUp
+
+    candidate = _with(recipe, trial.params)
+    if (run / "history.csv").is_file():
+        for row in read_history(run).to_dict("records"):
+            _report(trial, row)
+    train(store, split, candidate, run, device=device, on_epoch=on_epoch)
+    dice = float(read_history(run).validation_dice.max())
+    if math.isnan(dice):
+        raise ModelError("no validation Dice: no validation patient has lung, and none was found")
+    return dice
 
 
 def _back(study: "Study", trial: "Trial | FrozenTrial", number: int) -> None:

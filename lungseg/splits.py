@@ -6,7 +6,7 @@
 __all__ = ['PARTS', 'DERIVED', 'ENOUGH_TO_VALIDATE', 'Wanted', 'MOST_LOOKED_AT', 'SWAPS', 'STARTS', 'SPLIT_FORMAT', 'SHAPES',
            'WAYS', 'people', 'check_leaks', 'strata', 'split_patients', 'listed_split', 'given_split', 'lctsc_split',
            'k_folds', 'Balanced', 'balanced_split', 'cohort_fingerprint', 'save_split', 'load_folds', 'load_split',
-           'check_how', 'chosen_split', 'split_summary']
+           'check_how', 'usual_key', 'chosen_split', 'split_summary']
 
 # %% ../nbs/07a_splits.ipynb #7b81f726
 import math
@@ -664,7 +664,7 @@ def load_split(
         raise InputError(f"{Path(path).name}: {len(folds)} folds, expected one split")
     return folds[0]
 
-# %% ../nbs/07a_splits.ipynb #b505a09b
+# %% ../nbs/07a_splits.ipynb #e803e190
 WAYS = ("drawn", "balanced", "given", "lctsc")
 
 
@@ -680,6 +680,13 @@ def check_how(
         raise InputError(
             f"split: {Path(how).name}, expected {', '.join(WAYS)}, a .json file or names of cases"
         )
+
+
+def usual_key(
+    store: Store,
+) -> str:  # for `stratify`
+    "What parts of a split should be alike in: sex; in a store of tumours, who has one."
+    return "PatientSex" if store.target == "lungs" else "holds"
 
 
 def _stated(store: Store, keys: str | Sequence[str] | None) -> str:
@@ -706,7 +713,7 @@ def chosen_split(
     "A split by a word, a file, or names. Raises `InputError` for another word, and like the function it stands for."
     check_how(how)
     if stratify == "usual":
-        stratify = "PatientSex" if store.target == "lungs" else "holds"
+        stratify = usual_key(store)
     if isinstance(how, str | Path) and str(how).lower().endswith(".json"):
         return load_split(how, store), f"read from {Path(how).name}"
     if not isinstance(how, str | Path):

@@ -23,7 +23,7 @@ from lungseg.folds import compare, crossvalidate, deal, fold_table, needs_valida
 from lungseg.phantom import draw_phantom
 from lungseg.recipe import Recipe, recipe_to_toml
 from lungseg.runs import check_holder, holder
-from lungseg.search import search
+from lungseg.search import search, with_validation
 from lungseg.splits import people
 from lungseg.train import train
 
@@ -72,6 +72,24 @@ def test_everybody_is_tested_once_and_nobody_learns_from_who_tests(store, folds,
     for split in splits:
         for cases in who.values():
             assert sum(bool(set(cases) & set(split[part])) for part in split) == 1
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_who_has_a_tumour_and_who_has_none_are_dealt_alike(store, seed):
+    "Two of four have one, a woman and a man; by sex alone, both could be tested in one fold."
+
+    class Tumours(Store):
+        def meta(self, name):
+            place = self.names.index(name)
+            told = super().meta(name) | {"tumour_voxels": 9 * (place < 2), "PatientSex": "FM"[place % 2]}
+            return {key: value for key, value in told.items() if key != "lung_voxels"}
+
+    tumours = Tumours(store.path)
+    tumours.target = "tumour"
+    for split in deal(tumours, 2, seed=seed):
+        assert len(set(split["test"]) & set(store.names[:2])) == 1
+    drawn = with_validation(tumours, {"train": store.names[:3], "test": store.names[3:]}, seed=seed)
+    assert set(drawn["train"]) & set(store.names[:2])  # there is a tumour to learn from
 
 
 @pytest.mark.parametrize("fit", [{"patience": 2}, {"schedule": "plateau"}])
