@@ -321,12 +321,8 @@ def surface_dice(
     right = found.pred_area[found.to_ref <= within].sum() + found.ref_area[found.to_pred <= within].sum()
     return float(right / (found.pred_area.sum() + found.ref_area.sum()))
 
-# %% ../nbs/13a_surface.ipynb #43da9041
-TOLERANCES_MM = (
-    1,
-    2,
-    3,
-)  # 2 mm is about what readers of chest CT differ by; 1 and 3 show how the score depends on it
+# %% ../nbs/13a_surface.ipynb #aea164fd
+TOLERANCES_MM = (1, 2, 3)  # 1 for lungs, 3 for infections: Ma et al. (2021), Med Phys 48(3), 1197-1210
 
 
 def surface_scores(
