@@ -187,7 +187,7 @@ def _third(scene: _Scene, height: float) -> str:
     share = (height - scene.chest[0].start + 0.5) / (scene.chest[0].stop - scene.chest[0].start)
     return "lower" if share < 1 / 3 else "upper" if share >= 2 / 3 else "middle"
 
-# %% ../nbs/13c_lesions.ipynb #3740e13d
+# %% ../nbs/13c_lesions.ipynb #2900a600
 @dataclass(frozen=True, eq=False)
 class Detection:
     "The lesions of one scan: those that are there, and those that were predicted."
@@ -217,8 +217,8 @@ def detect(
     """Match the tumours of a prediction with those of the reference, and describe both.
 
     Raises `ShapeMismatch` if the masks differ in shape, `MaskError` if one is not three-dimensional and
-    boolean, `InputError` if `hu`, `lungs` or `probs` do not fit, `GeometryError` if `least_ml` is given and the
-    size of a voxel is unknown.
+    boolean, `InputError` if `hu`, `lungs` or `probs` do not fit, `GeometryError` if `least_ml` is given and
+    the size of a voxel is unknown.
     """
     _check(pred, ref, {"hu": hu, "lungs": lungs, "probs": probs})
     ref_labels, pred_labels = components(ref)[0], components(pred)[0]
@@ -368,7 +368,7 @@ def sensitivity_by(
         rows.append([name, len(own), len(hit), len(hit) / len(own), hit.dice.median()])
     return pd.DataFrame(rows, columns=["class", "lesions", "detected", "sensitivity", "dice"])
 
-# %% ../nbs/13c_lesions.ipynb #b1aefcdd
+# %% ../nbs/13c_lesions.ipynb #f497ed60
 RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # false positives per scan
 
 
@@ -380,8 +380,8 @@ def froc(
 ) -> pd.DataFrame:  # threshold, false_positives_per_scan, sensitivity; from the strictest threshold
     """Sensitivity and false positives per scan, if only predictions with at least some score count.
 
-    Sensitivity is NaN without a lesion. Raises `InputError` if the tables hold no scores, `CohortError` if there is no
-    scan.
+    Sensitivity is NaN without a lesion. Raises `InputError` if the tables hold no scores, `CohortError` if there
+    is no scan.
     """
     if "score" not in lesions or "score" not in finds:
         raise InputError(
