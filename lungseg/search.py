@@ -264,7 +264,7 @@ def _mended(path: Path, lock: Any) -> None:
     finally:
         lock.release()
 
-# %% ../nbs/14b_search.ipynb #4a0e74ce
+# %% ../nbs/14b_search.ipynb #f78456f1
 def _sampler(
     seed: int,
     axes: int,  # how many keys are searched
@@ -319,6 +319,8 @@ def _study(
     )
     for what, now in json.loads(json.dumps(of)).items():
         before = study.user_attrs.get(what)
+        if what == "recipe" and before:  # keys that recipes have gained since get their defaults
+            before = asdict(Recipe().but(**before))
         if before is not None and (differing := differing_keys(before, now)):
             raise ModelError(
                 f"{out.name}: holds a study of another {what} ({', '.join(differing)}); choose another folder or storage"

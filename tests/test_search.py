@@ -177,6 +177,17 @@ def test_the_same_seed_tries_the_same_and_an_sqlite_file_is_as_good_as_a_journal
         search(store, split, TINY, AXES, tmp_path / "a", storage=tmp_path / "new.db")
 
 
+def test_a_study_from_before_recipes_gained_a_key_is_gone_on_with(store, split, tmp_path):
+    best = search(store, split, TINY, AXES, tmp_path / "out", trials=1)
+    journal, before = tmp_path / "out" / "study.log", best.read_text()
+    old = journal.read_text().replace('"watch":"",', "")
+    assert old != journal.read_text()
+    journal.write_text(old)
+    assert search(store, split, TINY, AXES, tmp_path / "out", trials=1).read_text() == before
+    with pytest.raises(ModelError, match=r"holds a study of another recipe \(fit.batch\)"):
+        search(store, split, TINY.but(fit={"batch": 9}), AXES, tmp_path / "out", trials=1)
+
+
 def test_a_storage_that_cannot_be_opened_is_refused_without_its_password(store, split, tmp_path):
     (tmp_path / "bad.log").write_text("no journal\nat all\n")
     for storage in ("nosuch://user:secret@nowhere/db", tmp_path / "bad.log"):
