@@ -7,7 +7,7 @@
             processor also what float32 cannot exceed: a step's operations at the speed of a matrix product
     loop    a step within the loop, slices prepared and varied in a thread beside it, against the step alone
     memory  what the process holds after each epoch, and with cohorts that grow (slices in mapped files)
-    hours   8 patients, 1,158 slices, 10 epochs: extrapolated from the loop
+    hours   8 patients, 1,158 slices, 10 epochs: extrapolated from slices prepared and the loop
 
 Within a part every variant is timed once in each round, in turn, and the median over rounds is printed, so
 that other work on the machine hits all alike. Times do not travel between machines; ratios mostly do. With a
@@ -172,11 +172,11 @@ def steps(recipe: Recipe, device: str, chosen: str, rounds: int, *, compiled: bo
         )
 
 
-def phantoms(folder: Path, cases: int, slices: int = 24) -> Store:
-    "A store of small phantoms; the recipe's preparation makes them as large as it likes."
+def phantoms(folder: Path, cases: int, slices: int = 24, size: int = 96) -> Store:
+    "A store of phantoms; the recipe's preparation makes small ones as large as it likes."
     (folder / "volumes").mkdir(parents=True)
     for seed in range(cases):
-        p = draw_phantom(seed, size=96, slices=slices)
+        p = draw_phantom(seed, size=size, slices=slices)
         lungs = np.isin(p.labels, [LABELS["lung_left"], LABELS["lung_right"]])
         np.savez(folder / "volumes" / f"Case_{seed:03d}.npz", hu=p.hu, mask=lungs.astype(np.uint8))
     return build_store(find_cases(folder / "volumes").cases, folder / "store")
@@ -245,12 +245,18 @@ def memory(recipe: Recipe, device: str, folder: Path, rounds: int) -> None:
         print(f"{len(data):5} slices, {mapped:6.0f} MiB mapped: after each epoch {told} MiB held")
 
 
-def hours(recipe: Recipe, seconds: float) -> None:
-    "The training of a report, from a slice's share in the loop."
+def hours(recipe: Recipe, seconds: float, store: Store, rounds: int) -> None:
+    "The training of a report, from what one slice takes to be prepared and in the loop."
     slices, epochs = REPORT
-    took = slices * epochs * seconds / 60
+    prepared = []
+    for _ in range(rounds):
+        start = perf_counter()
+        prepared.append(len(SliceDataset(store, store.names, recipe.prepare)) / (perf_counter() - start))
+    rate = median(prepared)
+    took = (slices / rate + slices * epochs * seconds) / 60
     what = f"{slices:,} slices, {epochs} epochs at {recipe.prepare.size}"
-    print(f"\n{what}: {took:.0f} min, from the loop's {seconds:.3f} s a slice")
+    told = f"{rate:.0f} slices/s prepared and {1 / seconds:.1f} slices/s in the loop"
+    print(f"\n{what}: {took:.1f} min, from {told}")
 
 
 def main() -> None:
@@ -283,9 +289,10 @@ def main() -> None:
         steps(recipe, device, chosen, args.rounds, compiled=args.compiled)
     with tempfile.TemporaryDirectory() as d:
         if {"loop", "hours"} & set(args.part):
-            seconds = loop_and_step(recipe, device, phantoms(Path(d) / "loop", 1), args.rounds)
+            store = phantoms(Path(d) / "loop", 1, size=args.size)
+            seconds = loop_and_step(recipe, device, store, args.rounds)
             if "hours" in args.part:
-                hours(recipe, seconds)
+                hours(recipe, seconds, store, args.rounds)
         if "memory" in args.part:
             memory(recipe, device, Path(d) / "memory", args.rounds)
 
