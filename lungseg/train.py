@@ -80,9 +80,6 @@ def choose_device(
         precision = "bfloat16" if fast else "float32"
     return device, precision
 
-# %% ../nbs/12_train.ipynb #096645fc
-torch.set_flush_denormal(True)  # on processors that can; False, and no harm done, on others
-
 # %% ../nbs/12_train.ipynb #11a1a19e
 def order_of(
     data: SliceDataset,
@@ -569,7 +566,7 @@ def _trained(
                 _written(loop, data, finished=True)
             team.wait()
 
-# %% ../nbs/12_train.ipynb #c70030ae
+# %% ../nbs/12_train.ipynb #57de7848
 KEEP_EVERY = 120.0  # seconds between checkpoints within an epoch
 LOOK_EVERY = 20  # steps between looks at the figures that a graphics card has counted
 
@@ -649,6 +646,7 @@ def _as_asked(run: Path, recipe: Recipe, device: str) -> Iterator[Pause]:
     handlers = {s: signal.signal(s, pause.ask) for s in (signal.SIGINT, signal.SIGTERM) if here}
     if exact:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS is not deterministic
+    torch.set_flush_denormal(not exact)
     torch.use_deterministic_algorithms(exact or before[0])
     torch.backends.cudnn.benchmark = device == "cuda" and not exact
     try:
@@ -657,6 +655,7 @@ def _as_asked(run: Path, recipe: Recipe, device: str) -> Iterator[Pause]:
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"training stopped; {what_is_kept(run)}; {_again()}") from None
     finally:
+        torch.set_flush_denormal(False)
         torch.use_deterministic_algorithms(before[0])
         torch.backends.cudnn.benchmark = before[1]
         for which, handler in handlers.items():
