@@ -24,7 +24,8 @@ from lungseg.recipe import Recipe, load_recipe
 from lungseg.volume import Volume
 
 PLAIN = {"rotate_deg": 0.0, "scale": 0.0, "shift": 0.0, "gain": 0.0, "offset": 0.0, "gamma": 0.0}
-PLAIN |= {"kernel": 0.0, "noise": 0.0, "density": 0.0, "blur": 0.0, "thickness": 0.0}
+PLAIN |= {"kernel": 0.0, "noise": 0.0, "density": 0.0, "emphysema": 0.0}
+PLAIN |= {"blur": 0.0, "thickness": 0.0}
 
 VARIANTS: dict[str, dict[str, dict[str, object]]] = {
     "as it is": {},
@@ -32,7 +33,8 @@ VARIANTS: dict[str, dict[str, dict[str, object]]] = {
     "less scale": {"augment": {"scale": 0.1}},
     "more scale": {"augment": {"scale": 0.5}},
     "no density": {"augment": {"density": 0.0}},
-    "no blur": {"augment": {"blur": 0.0}},
+    "no emphysema": {"augment": {"emphysema": 0.0}},
+    "blur": {"augment": {"blur": 1.0}},
     "elastic": {"augment": {"elastic": 0.02}},
     "mirrored": {"augment": {"flip": 0.5}},
     "cross-entropy alone": {"loss": {"alpha": 1.0}},

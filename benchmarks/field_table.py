@@ -9,8 +9,7 @@ tested, by a network that did not see it. --size makes the slices of larger reci
 the number of epochs of all; without them each recipe is run as its file says, which for slices of 512 x 512
 takes long. The scores are of the test cases on the grid of their own CT. `dice` is the mean over patients
 in 3-D, `worst` the worst of them; accuracy, precision, recall and F1 are of all pixels together. `minutes`
-counts training steps. FOLDER/field_lungs_results.csv and field_tumour_results.csv hold the tables; the
-chapter "The default recipe, argued" reads copies of them in lungseg/tables.
+counts training steps. FOLDER/field_lungs_results.csv and field_tumour_results.csv hold the tables.
 
 The recipe that looks for tumours cannot be trained on masks of lungs. It gets --tumours, a cohort with
 their outlines, or else phantoms that are drawn into FOLDER, and a table of its own. What could not be trained

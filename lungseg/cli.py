@@ -6,9 +6,9 @@
 __all__ = ['app', 'FORMATS', 'ANEW', 'TILE', 'GAP', 'LINE', 'LEGEND', 'Parts', 'DESCRIPTIONS', 'LEAST_ML', 'SAID', 'MADE',
            'BESIDE', 'comments', 'verb', 'remedy', 'first_process', 'alike', 'Source', 'sources', 'which', 'counted',
            'told', 'in_short', 'made', 'each_volume', 'phantom', 'fetch', 'identity_words', 'explore', 'deidentify',
-           'audit', 'convert', 'Kept', 'isolate', 'share_asked', 'Asked', 'cohort_in', 'train', 'evaluate',
-           'crossvalidate', 'compare', 'search', 'segment', 'step', 'safe_cases', 'working_folder', 'claim', 'report',
-           'view', 'doctor', 'main']
+           'audit', 'check_apart', 'convert', 'Kept', 'isolate', 'share_asked', 'Asked', 'cohort_in', 'train',
+           'evaluate', 'crossvalidate', 'compare', 'search', 'segment', 'step', 'safe_cases', 'working_folder', 'claim',
+           'report', 'view', 'doctor', 'main']
 
 # %% ../nbs/18_cli.ipynb #31972b8f
 import inspect
@@ -511,7 +511,7 @@ def audit(
     facts = {"files": found.files, "findings": [asdict(f) for f in found.findings], "failed": bool(which)}
     return facts | {"say": "\n".join([*lines, *shown, str(found)])}
 
-# %% ../nbs/18_cli.ipynb #b78a71e8
+# %% ../nbs/18_cli.ipynb #1fbf6261
 FORMATS = {  # what the file of a mask ends in; "png" makes a folder
     "nii": ".nii.gz",
     "nrrd": ".nrrd",
@@ -522,15 +522,20 @@ FORMATS = {  # what the file of a mask ends in; "png" makes a folder
 }
 
 
-def _checked(format: str, source: Path, out: Path) -> str:
-    "The format, if there is such a one, and if the results do not go where the sources are. Raises `InputError`."
-    if format not in FORMATS:
-        raise InputError(f"--format {format}: expected one of {', '.join(FORMATS)}")
+def check_apart(source: Path, out: Path) -> None:
+    "Raise `InputError` if results would go where the sources are, or into a file."
     if out.exists() and not out.is_dir():
         raise InputError(f"{out.name}: expected a folder to write to, found a file")
     here, there = source.resolve(), out.resolve()
     if here.is_dir() and here in (there, *there.parents):
         raise InputError(f"{out.name}: lies in the folder that is read, expected another place to write to")
+
+
+def _checked(format: str, source: Path, out: Path) -> str:
+    "The format, if there is such a one, and if the results do not go where the sources are. Raises `InputError`."
+    if format not in FORMATS:
+        raise InputError(f"--format {format}: expected one of {', '.join(FORMATS)}")
+    check_apart(source, out)
     if format == "seg" and not find_spec("highdicom"):
         raise InputError(
             "--format seg: needs highdicom, which is not installed: pip install 'lungseg[dicom]'"
@@ -1065,7 +1070,7 @@ def cohort_in(
         with first_goes_first("store"):
             return build_store(found, out / "store", workers=2, correct=asked.correct)
 
-# %% ../nbs/18_cli.ipynb #364ef5cd
+# %% ../nbs/18_cli.ipynb #bc4c9176
 @verb
 def train(
     data: Path,  # a cohort: DICOM cases with masks, volumes with masks, or pairs of pictures
@@ -1111,6 +1116,7 @@ def train(
         raise InputError(
             "--like takes recipe, split and seed from the run: leave out --recipe, --set, --test, --validation, --split and --seed"
         )
+    check_apart(data, run)
     check_holder(run, "a run")
     if first_process():
         check_free(run)
@@ -1128,8 +1134,9 @@ def train(
         parts, how = chosen_split(store, way, test=share or 1 / 3, validation=validation, seed=settings.seed)
     if first_process():
         write_json(run / "asked.json", asdict(asked))  # for --like
+    before = resume and (run / "run.json").is_file() and read_json(run / "run.json")["finished"]
     fit(store, parts, settings, run, resume=resume, logs=_listed(log))
-    say = f"trained on {counted(len(parts['train']), 'case')}, {len(parts['test'])} kept for testing ({how}): {run}"
+    say = f"{'finished before: ' if before else ''}trained on {counted(len(parts['train']), 'case')}, {len(parts['test'])} kept for testing ({how}): {run}"
     remarks = _remarks(store, run)
     if validation and not parts["validation"]:
         remarks.append(
@@ -1232,6 +1239,7 @@ def crossvalidate(
     from lungseg.runs import check_holder
 
     alone_in_this("crossvalidate")
+    check_apart(data, out)
     check_holder(out, "a cross-validation")
     settings, _ = with_settings(load_recipe(recipe), set or ()), folds_wanted(folds)
     asked = Asked(series, correct, tuple(_listed(roi)), tuple(_listed(negative)))
@@ -1309,6 +1317,7 @@ def search(
 
     needs_optuna()
     alone_in_this("search")
+    check_apart(data, out)
     check_holder(out, "a search")
     settings = with_settings(load_recipe(recipe), set or ())
     axes = load_space(space, recipe=settings)

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int64
 
 from .core import Affine, Mask, MaskError
 
-# %% ../nbs/11_metrics.ipynb #5ec90463
+# %% ../nbs/11_metrics.ipynb #457b69c3
 @dataclass(frozen=True, eq=False)
 class Counts:
     "Voxels found, invented, missed and rightly left alone: of one mask, or of each slice of one."
@@ -50,6 +50,15 @@ class Counts:
     def specificity(self):
         "TN / (TN + FP): how much of the rest was left alone. NaN if the reference fills the image."
         return _ratio(self.tn, self.tn + self.fp)
+
+    def volume_similarity(self):
+        """1 - |FN - FP| / (2 TP + FP + FN): how alike the two volumes are, wherever they lie.
+
+        Source: Taha & Hanbury (2015), BMC Med Imaging 15:29.
+        """
+        return self._overlap(
+            2 * np.minimum(self.tp + self.fp, self.tp + self.fn), 2 * self.tp + self.fp + self.fn
+        )
 
     def accuracy(self):
         "(TP + TN) / all: the share of voxels that are right, background included."
@@ -99,8 +108,8 @@ def dice(
     """
     return count(pred, ref).dice()
 
-# %% ../nbs/11_metrics.ipynb #77570ac2
-SCORES = ("dice", "iou", "accuracy", "precision", "recall", "specificity")
+# %% ../nbs/11_metrics.ipynb #b2901914
+SCORES = ("dice", "iou", "accuracy", "precision", "recall", "specificity", "volume_similarity")
 
 
 def slice_scores(
@@ -120,7 +129,7 @@ def slice_scores(
     columns |= {name: getattr(counts, name)() for name in SCORES}
     return pd.DataFrame(columns | {"outcome": outcome})
 
-# %% ../nbs/11_metrics.ipynb #eef08c70
+# %% ../nbs/11_metrics.ipynb #035bc9c0
 def patient_scores(
     pred: Mask,  # predicted mask
     ref: Mask,  # reference mask, same shape
@@ -128,18 +137,18 @@ def patient_scores(
     affine: Affine | None = None,  # indices to mm; None if the voxel size is unknown
 ) -> dict[str, float]:
     "3-D counts and scores of one patient, its volumes in ml, and how many slices were NaN, invented or missed."
-    counts = count(pred, ref)
+    slices = count(pred, ref, per_slice=True)
+    counts, holds, found = slices.pooled(), slices.tp + slices.fn > 0, slices.tp + slices.fp > 0
     voxel_ml = float("nan") if affine is None else float(abs(np.linalg.det(affine[:3, :3]))) / 1000
-    outcome = slice_scores(pred, ref).outcome
     return {
         **{name: getattr(counts, name)() for name in SCORES},
-        **{name: int(getattr(counts, name)) for name in ("tp", "fp", "fn", "tn")},
+        **vars(counts),
         "ref_ml": (counts.tp + counts.fn) * voxel_ml,
         "pred_ml": (counts.tp + counts.fp) * voxel_ml,
         "slices": len(ref),
-        "nan_slices": int((outcome == "empty").sum()),
-        "false_positive_slices": int((outcome == "false positive").sum()),
-        "missed_slices": int((outcome == "missed").sum()),
+        "nan_slices": int((~holds & ~found).sum()),
+        "false_positive_slices": int((~holds & found).sum()),
+        "missed_slices": int((holds & ~found).sum()),
     }
 
 # %% ../nbs/11_metrics.ipynb #45a5bfcd

@@ -231,7 +231,7 @@ def nearest(
     near = get_close_matches(word, known, n=1, cutoff=0.5)
     return f'; did you mean "{near[0]}"?' if near else ""
 
-# %% ../nbs/11a_recipe.ipynb #91023233
+# %% ../nbs/11a_recipe.ipynb #48352a85
 def _from_table(cls: type, table: Mapping[str, Any], where: str) -> Any:
     "A dataclass from a TOML table, every key and type checked."
     known = {f.name: f for f in fields(cls)}
@@ -334,7 +334,7 @@ def load_recipe(
             f"recipe {Path(name).name}: expected a TOML file or one of {', '.join(names)}, found none"
         )
     try:
-        recipe = recipe_from_toml(path.read_text(encoding="utf-8"), where=path.name)
+        recipe = recipe_from_toml(path.read_text(encoding="utf-8-sig"), where=path.name)
     except UnicodeDecodeError as e:
         raise ModelError(
             f"{path.name}: expected UTF-8, but byte {e.start} is {e.object[e.start]:#04x}"

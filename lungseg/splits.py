@@ -574,7 +574,7 @@ def _spread(sums: Sequence[Sequence[int]]) -> float:
     shares = [empty / total for empty, total in sums if total]
     return max(shares) - min(shares)
 
-# %% ../nbs/07a_splits.ipynb #6b0e7cd5
+# %% ../nbs/07a_splits.ipynb #24d52f21
 SPLIT_FORMAT = 1
 SHAPES = (
     '{"train": [...], "validation": [...], "test": [...]} with names of cases, as in the split.json of a run, or '
@@ -639,12 +639,12 @@ def load_folds(
         there = {n for part in fold.values() for n in part}
         if unknown := sorted(there - here):
             raise CohortError(f"{name}: {', '.join(unknown)} not with a mask in this store")
-        if missing := sorted(here - there):
-            raise CohortError(f"{name}: {', '.join(missing)} of this store in no part")
         try:
             checked.append(check_leaks(store, fold))
         except CohortError as e:
             raise CohortError(f"{name}: {e}") from None
+        if missing := sorted(here - there):
+            raise CohortError(f"{name}: {', '.join(missing)} of this store in no part")
     if kept and kept.get("cohort") != cohort_fingerprint(store):
         before = {frozenset(cases) for cases in kept.get("patients", ())}
         apart = sorted(min(c) for c in map(frozenset, people(store).values()) if c not in before)

@@ -8,7 +8,7 @@ __all__ = ['KEEP_EVERY', 'LOOK_EVERY', 'IN_MEMORY', 'PAYS_AFTER', 'choose_device
            'confusion', 'Tally', 'validate', 'slice_means', 'Loop', 'train_epoch', 'go_round', 'train', 'Pause',
            'begin', 'EagerWarning', 'compiled']
 
-# %% ../nbs/12_train.ipynb #e429e688
+# %% ../nbs/12_train.ipynb #a9a301e8
 import math
 import os
 import shlex
@@ -32,6 +32,8 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Int64
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .augment import augment, generator, thickness
@@ -483,7 +485,7 @@ def go_round(
                 on_epoch(dict(row))
         _stop_if_asked(loop)
 
-# %% ../nbs/12_train.ipynb #4194555a
+# %% ../nbs/12_train.ipynb #6a3d8939
 def train(
     store: Store,
     split: Mapping[
@@ -531,8 +533,10 @@ def train(
                 on_epoch,
                 *((logs, live) if team.first else ((), False)),
             )
-        elif team.first and logs:
-            _told_again(run, recipe, logs)
+        elif team.first:
+            _check_whole(run)
+            if logs:
+                _told_again(run, recipe, logs)
     return run
 
 
@@ -668,7 +672,7 @@ def _again() -> str:
         return "go on with: " + shlex.join(["lungseg", *(a for a in sys.argv[1:] if a != "--no-resume")])
     return "the same call goes on from there"
 
-# %% ../nbs/12_train.ipynb #442d6a83
+# %% ../nbs/12_train.ipynb #e689fff4
 IN_MEMORY = 4 * 2**30  # bytes of prepared slices that are kept in memory; more go to memory-mapped files
 
 
@@ -688,6 +692,15 @@ def _check_fit(recipe: Recipe, encoder: bytes, name: str) -> None:
         copy.write_bytes(encoder)
         names = names_of(recipe.net.encoder_names)
         take_encoder(build_network(recipe.net, recipe.prepare.channels), copy, names=names)
+
+
+def _check_whole(run: Path) -> None:
+    "Raise `ModelError` if a finished run's weights cannot be read."
+    try:
+        load_file(run / "model.safetensors")
+    except (OSError, SafetensorError) as e:
+        why = f"{run.name}: finished, but its model.safetensors cannot be read ({e})"
+        raise ModelError(f"{why}; train again in another folder or with --no-resume (resume=False)") from None
 
 
 def _told_again(run: Path, recipe: Recipe, logs: Sequence[str]) -> None:

@@ -53,7 +53,7 @@ def visit(browser, request):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    "With `LUNGSEG_COMPLETE=1`, as in CI, only real data, Quarto and a C++ compiler may be absent; another skip is a failure."
+    "With `LUNGSEG_COMPLETE=1`, as in CI, only real data, Quarto and a C++ compiler may be absent."
     report = yield
     excused = re.search(r"real data|shared/data|[Qq]uarto|git checkout|C\+\+ compiler", str(report.longrepr))
     if report.skipped and os.environ.get("LUNGSEG_COMPLETE") and not excused:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from importlib.resources import files
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -370,7 +371,9 @@ def test_the_table_of_the_field_evaluates_each_run_once(lungs, tmp_path, monkeyp
     done = {}
     for name in ("combo-sgd", "png-pairs"):
         recipe = tiny(load_recipe(name))
-        done[name] = field_table.finished(recipe, lungs, in_two(lungs), tmp_path / name, "cpu")
+        done[name] = field_table.finished(
+            recipe, lungs, in_two(lungs), tmp_path / name, SimpleNamespace(device="cpu")
+        )
     table = field_table.table_of(done)
     assert seen == [tmp_path / name for name in done] and len(table) == 3
     assert table.accuracy.notna().all()

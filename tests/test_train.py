@@ -19,6 +19,7 @@ from lungseg import train as training
 from lungseg.augment import Augmentation, augment, generator
 from lungseg.cohort import Store, build_store, checksum, find_cases
 from lungseg.core import CohortError, ModelError, read_json, write_json, writing
+from lungseg.evaluate import evaluate
 from lungseg.losses import CombinedLoss, make_loss
 from lungseg.networks import build_network
 from lungseg.phantom import LABELS, draw_phantom
@@ -154,6 +155,39 @@ def changed(store: Store, folder: Path, case: str, array: str, to) -> Store:
     about["sha256"][array] = checksum(np.load(path))
     write_json(folder / case / "case.json", about)
     return Store(folder)
+
+
+@pytest.mark.parametrize("strange", ["notes.txt", "Images"])
+def test_a_run_does_not_move_in_with_somebody_elses_files(store, split, tmp_path, strange):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / strange).write_text("of a reader")
+    with pytest.raises(
+        ModelError, match=rf"^mine: holds what is not lungseg's \({strange}\), expected a new folder"
+    ):
+        train(store, split, TINY, tmp_path / "mine")
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == [strange]
+    with pytest.raises(ModelError, match=rf"^{strange}: is a file, expected a folder for a run$"):
+        train(store, split, TINY, tmp_path / "mine" / strange)
+
+
+def test_a_finished_run_whose_weights_are_damaged_says_so(store, split, calm, tmp_path):
+    run = shutil.copytree(calm, tmp_path / "run")
+    data = bytearray((run / "model.safetensors").read_bytes())
+    (run / "model.safetensors").write_bytes(b"\xff" * 64 + data[64:])
+    with pytest.raises(
+        ModelError, match=r"^run: finished, but its model.safetensors cannot be read .*--no-resume"
+    ):
+        train(store, split, TINY, run)
+    assert same_weights(train(store, split, TINY, run, resume=False), calm)
+
+
+def test_scores_of_a_half_trained_network_are_told_apart(store, split, tmp_path):
+    failing = fail_at(training.write_history, 1, KeyboardInterrupt(), after=True)
+    with patch.object(training, "write_history", failing), pytest.raises(KeyboardInterrupt):
+        train(store, split, TINY, tmp_path / "run")
+    held = evaluate(tmp_path / "run", store).held
+    assert [h.item for h in held] == ["run"] and "half-trained network" in held[0].reason
+    assert not evaluate(train(store, split, TINY, tmp_path / "run"), store).held
 
 
 @pytest.mark.parametrize("part", ["train", "validation"])
