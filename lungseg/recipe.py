@@ -231,7 +231,7 @@ def nearest(
     near = get_close_matches(word, known, n=1, cutoff=0.5)
     return f'; did you mean "{near[0]}"?' if near else ""
 
-# %% ../nbs/11a_recipe.ipynb #48352a85
+# %% ../nbs/11a_recipe.ipynb #3b3033a3
 def _from_table(cls: type, table: Mapping[str, Any], where: str) -> Any:
     "A dataclass from a TOML table, every key and type checked."
     known = {f.name: f for f in fields(cls)}
@@ -330,9 +330,8 @@ def load_recipe(
     path = Path(name) if Path(name).suffix == ".toml" else Path(str(shipped / f"{name}.toml"))
     if not path.is_file():
         names = sorted(f.name.removesuffix(".toml") for f in shipped.iterdir() if f.name.endswith(".toml"))
-        raise ModelError(
-            f"recipe {Path(name).name}: expected a TOML file or one of {', '.join(names)}, found none"
-        )
+        meant = nearest(Path(name).stem, names) or f"expected a TOML file or one of {', '.join(names)}"
+        raise ModelError(f"recipe {name}: there is no such file or recipe; {meant.removeprefix('; ')}")
     try:
         recipe = recipe_from_toml(path.read_text(encoding="utf-8-sig"), where=path.name)
     except UnicodeDecodeError as e:

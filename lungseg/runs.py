@@ -201,7 +201,7 @@ def differing_keys(
             keys.append(key)
     return keys
 
-# %% ../nbs/11b_runs.ipynb #04b68938
+# %% ../nbs/11b_runs.ipynb #4d2a34e7
 _HEAD = b"lungseg checkpoint 1 sha256 "
 
 
@@ -286,7 +286,7 @@ def load_checkpoint(
             damaged.append(path)
     else:
         if damaged or any(folder.glob("epoch_*")):
-            why = " and ".join(_in_words(path) for path in damaged)
+            why = " and after ".join(_in_words(path) for path in damaged)
             why = f"damaged (after {why})" if why else "written by an older lungseg"
             raise ModelError(
                 f"{folder.parent.name}: its checkpoint cannot be read, it is {why}; {START_ANEW}"
