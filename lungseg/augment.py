@@ -123,7 +123,13 @@ def move(
     both = F.grid_sample(both, grid, align_corners=False)
     return both[:, :-1] - 1, both[:, -1:]
 
-# %% ../nbs/08a_augment.ipynb #073fd152
+# %% ../nbs/08a_augment.ipynb #5c3a04da
+def _hills(b: int, h: int, w: int, g: torch.Generator) -> Float[Tensor, "b 1 h w"]:
+    "Coarse random numbers, enlarged until they are smooth: large clouds in some batches, small ones in others."
+    cells = int(torch.randint(3, 10, (), generator=g))  # across the picture
+    return F.interpolate(torch.randn(b, 1, cells, cells, generator=g), (h, w), mode="bicubic")
+
+
 def paint_density(
     images: Float[Tensor, "b c h w"],
     masks: Float[Tensor, "b 1 h w"],
@@ -134,10 +140,8 @@ def paint_density(
 ) -> Float[Tensor, "b c h w"]:
     "Raise the density of random parts of the lungs towards soft tissue; nothing outside the masks changes."
     b, _, h, w = images.shape
-
     between = partial(_between, b, g=g)
-    cells = int(torch.randint(3, 10, (), generator=g))  # across the picture: large clouds or small
-    hills = F.interpolate(torch.randn(b, 1, cells, cells, generator=g), (h, w), mode="bicubic")
+    hills = _hills(b, h, w, g)
     grain = F.interpolate(torch.randn(b, 1, h // 4, w // 4, generator=g), (h, w), mode="bilinear")
     slope = torch.linspace(-1, 1, h)[:, None] * between(-1.0, 3.0)  # mostly denser at the back
     cloud = torch.sigmoid((hills + slope - between(-1.0, 2.0)) * between(3.0, 15.0))
@@ -146,7 +150,7 @@ def paint_density(
     target = tissue + 0.05 * torch.randn(b, 1, 1, 1, generator=g) + between(0.0, 0.15) * grain
     return images + strength * (target - images).clamp_min(0)
 
-# %% ../nbs/08a_augment.ipynb #c8f0a612
+# %% ../nbs/08a_augment.ipynb #0751b76c
 def thin_lungs(
     images: Float[Tensor, "b c h w"],
     masks: Float[Tensor, "b 1 h w"],
@@ -158,9 +162,7 @@ def thin_lungs(
     "Lower the density of random parts of the lungs, or of all of them, towards air; nothing outside the masks changes."
     b, _, h, w = images.shape
     between = partial(_between, b, g=g)
-    cells = int(torch.randint(3, 10, (), generator=g))
-    hills = F.interpolate(torch.randn(b, 1, cells, cells, generator=g), (h, w), mode="bicubic")
-    cloud = torch.sigmoid((hills + between(-1.0, 3.0)) * between(1.0, 6.0))
+    cloud = torch.sigmoid((_hills(b, h, w, g) + between(-1.0, 3.0)) * between(1.0, 6.0))
     thinned = (torch.rand(b, 1, 1, 1, generator=g) < share).float()
     lost = thinned * between(0.0, 0.9) * cloud * masks
     dark = (1 - (images + 1) / (tissue + 1)).clamp(0, 1)  # 1 for air, 0 for soft tissue

@@ -105,6 +105,11 @@ def test_a_recipe_says_what_its_report_says(name):
         assert got == pytest.approx(value), key
 
 
+def test_a_recipe_that_an_editor_gave_a_byte_order_mark_is_read(tmp_path):
+    (tmp_path / "mine.toml").write_text('name = "mine"', encoding="utf-8-sig")
+    assert load_recipe(tmp_path / "mine.toml").name == "mine"
+
+
 @pytest.mark.parametrize("name", FIELD)
 def test_a_file_begins_with_what_is_reported_and_what_was_chosen(name):
     text = (files("lungseg") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")

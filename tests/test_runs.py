@@ -423,6 +423,20 @@ def test_wrong_words_are_refused_before_anything_is_written(first, tmp_path, wor
     assert done == 2 and why in said and not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("verb", ["train", "crossvalidate", "search"])
+@pytest.mark.parametrize("where", ["data", "data/run"])
+def test_nothing_is_trained_in_the_folder_of_the_data(first, verb, where):
+    before = sorted(first.joinpath("data").rglob("*"))
+    done, said = run(verb, first / "data", first / where)
+    assert done == 2 and f"{Path(where).name}: lies in the folder that is read" in said
+    assert sorted(first.joinpath("data").rglob("*")) == before
+
+
+def test_a_run_that_was_finished_before_is_called_so(first):
+    words = ["train", first / "data", first / "first", "--like", first / "first"]
+    assert "finished before: trained on" in CliRunner().invoke(cli.app, [*map(str, words)]).stdout
+
+
 def test_a_run_says_with_what_it_was_made_and_not_by_whom(first):
     told = read_json(first / "first" / "run.json")
     assert {"system", "processor", "cores", "memory_gib", "gpu"} == told["hardware"].keys()

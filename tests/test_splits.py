@@ -377,6 +377,10 @@ def test_two_recipes_share_the_split_that_a_run_kept(tmp_path):
         (split | {"test": split["test"][1:]}, "in no part"),
         (split | {"train": [*split["train"], "Case_999"]}, "not with a mask"),
         (split | {"train": [*split["train"], leak]}, "came twice"),
+        (
+            {"train": split["train"], "test": [*split["test"], split["train"][0]]},
+            "came twice",
+        ),  # before who is left out
     ):
         path.write_text(json.dumps(wrong))
         with pytest.raises(CohortError, match=words):
