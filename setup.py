@@ -31,7 +31,7 @@ class WithNotebooks(build_py):
                 shutil.copyfile(source, project / relative)
 
 
-extras = {name: listed(f"{name}_requirements") for name in ("dicom", "fetch", "hpo", "log", "report")}
+extras = {name: listed(f"{name}_requirements") for name in ("dicom", "fetch", "hpo", "log", "pdf", "report")}
 extras["dev"] = sum(extras.values(), listed("dev_requirements"))
 setup(
     name=cfg["lib_name"],

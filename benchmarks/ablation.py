@@ -1,58 +1,36 @@
 """What each choice of the default recipe is worth: one cross-validation each, with one choice changed.
 
     python benchmarks/ablation.py --data COHORT --out FOLDER [--outside COHORT] [--folds leave-one-out]
-        [--only NAME ...] [--size 128] [--steps 800]
+        [--only NAME ...] [--size 128] [--steps 400] [--recipe lungseg]
 
 Every variant is a cross-validation in FOLDER/NAME; stopped at any time, the same command goes on, and what is
 finished is not done again. --outside names a cohort that no network saw and no fold has: each fold's network
-segments it, and the mean stands beside. That column is the more honest one: with few patients of one kind,
-whatever narrows the training looks good within the folds. --size and --steps make all variants cheaper alike.
+segments it. That is the more honest judge: with few patients of one kind, whatever narrows the training looks
+good within the folds. --size and --steps make all variants cheaper alike.
+
+FOLDER/ablation_results.csv has one row a variant and case, and above them what it was made of. The chapter
+"The default recipe, argued" reads a copy of it in lungseg/tables, and one made with --only "as it is" at full
+size and length, as default_results.csv there.
 """
 
 import argparse
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from lungseg.choices import AS_IT_IS, VARIANTS, varied, worth, write_table
 from lungseg.cohort import Store, build_store, find_cases
 from lungseg.evaluate import markdown_table
-from lungseg.folds import compare, crossvalidate
+from lungseg.folds import crossvalidate, fold_name, fold_table
+from lungseg.isolate import threshold_lungs
 from lungseg.metrics import dice
 from lungseg.predict import load_model, segment
 from lungseg.recipe import Recipe, load_recipe
 from lungseg.volume import Volume
-
-PLAIN = {"rotate_deg": 0.0, "scale": 0.0, "shift": 0.0, "gain": 0.0, "offset": 0.0, "gamma": 0.0}
-PLAIN |= {"kernel": 0.0, "noise": 0.0, "density": 0.0, "emphysema": 0.0}
-PLAIN |= {"blur": 0.0, "thickness": 0.0}
-
-VARIANTS: dict[str, dict[str, dict[str, object]]] = {
-    "as it is": {},
-    "nothing varied": {"augment": PLAIN},
-    "less scale": {"augment": {"scale": 0.1}},
-    "more scale": {"augment": {"scale": 0.5}},
-    "no density": {"augment": {"density": 0.0}},
-    "no emphysema": {"augment": {"emphysema": 0.0}},
-    "blur": {"augment": {"blur": 1.0}},
-    "elastic": {"augment": {"elastic": 0.02}},
-    "mirrored": {"augment": {"flip": 0.5}},
-    "cross-entropy alone": {"loss": {"alpha": 1.0}},
-    "Dice alone": {"loss": {"alpha": 0.0}},
-    "Dice per slice": {"loss": {"per": "slice"}},
-    "squared Dice": {"loss": {"squared": True}},
-    "three slices": {"prepare": {"neighbours": 1}},
-    "whole picture": {"prepare": {"frame": "image"}},
-    "lung box": {"prepare": {"frame": "lungs", "suppress": "outside"}},
-    "no moving average": {"fit": {"ema": 0.0}},
-    "constant rate": {"fit": {"schedule": "constant"}},
-    "ends of the lungs twice": {"fit": {"edges": 2.0}},
-    "all empty slices": {"fit": {"empty": 1.0}},
-    "residual": {"net": {"kind": "residual"}},
-    "dilated": {"net": {"kind": "dilated"}},
-    "attention": {"net": {"kind": "attention"}},
-    "no pixel blocks": {"net": {"patch": 1}},
-}
 
 
 def asked() -> argparse.Namespace:
@@ -71,23 +49,27 @@ def asked() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def variant(recipe: Recipe, name: str, size: int | None, steps: int | None) -> Recipe:
-    "A recipe with one choice changed, on pictures of a size, for so many steps."
-    recipe = recipe.but(name=name, **VARIANTS[name])
+def cheaper(recipe: Recipe, size: int | None, steps: int | None) -> Recipe:
+    "A recipe on pictures of a size, for so many steps."
     recipe = recipe.but(prepare={"size": size}) if size else recipe
     return recipe.but(fit={"steps": steps}) if steps else recipe
 
 
-def outside(folder: Path, store: Store) -> float:
-    "The mean 3-D Dice of all folds' networks on cases that none of them saw."
-    scores = []
-    for weights in sorted(folder.glob("fold_*/model.safetensors")):
-        model = load_model(weights)
-        for name in store.names:
-            case = store.case(name)
-            volume = Volume(np.array(case.hu), case.affine, {"spacing_known": case.spacing_known})
-            scores.append(dice(segment(model, volume), np.array(case.mask)))
-    return float(np.mean(scores))
+def mean_outside(method: Callable[[Volume], np.ndarray], store: Store | None) -> float:
+    "The mean 3-D Dice of a method on cases that no fold has; NaN if there are none."
+    cases = [case for name in (store.names if store else []) if (case := store.case(name)).mask is not None]
+    return float(np.mean([dice(method(case.volume), np.array(case.mask)) for case in cases] or [np.nan]))
+
+
+def rows_of(name: str, folder: Path, others: Store | None) -> pd.DataFrame:
+    "A variant's results, one row a case that was tested."
+    table = fold_table(folder).sort_values("case").rename(columns={"network": "dice"})
+    outside = {}
+    for k in set(table.fold):
+        model = load_model(folder / fold_name(k))
+        outside[k] = mean_outside(partial(segment, model), others)
+    table = table.assign(variant=name, outside=table.fold.map(outside))
+    return table[["variant", "case", "dice", "threshold", "outside", "minutes"]]
 
 
 def stored(data: Path, folder: Path) -> Store:
@@ -97,18 +79,23 @@ def stored(data: Path, folder: Path) -> Store:
 
 def main() -> None:
     args = asked()
-    recipe, done = load_recipe(args.recipe), []
+    recipe = cheaper(load_recipe(args.recipe), args.size, args.steps)
     folds = int(args.folds) if args.folds.isdigit() else args.folds
     store = stored(args.data, args.out / "store")
     others = stored(args.outside, args.out / "outside") if args.outside else None
-    for name in args.only:
+    about = (
+        f"lungseg {version('lungseg')}, benchmarks/ablation.py: recipe {recipe.name}, folds: {args.folds}, "
+        f"{recipe.prepare.size} × {recipe.prepare.size}, {recipe.fit.steps} steps\n"
+        f"tested on {len(store)} cases of {args.data.name}"
+        + (f"; outside: {len(others)} of {args.outside.name}" if others else "")
+    )
+    rows, plain = [], mean_outside(threshold_lungs, others)
+    for name in dict.fromkeys([AS_IT_IS, *args.only]):  # all others are compared with it
         folder = args.out / name.replace(" ", "_")
-        crossvalidate(store, variant(recipe, name, args.size, args.steps), folder, folds=folds)
-        done.append({"recipe": name, "outside": outside(folder, others) if others else np.nan})
-        table = compare([args.out / row["recipe"].replace(" ", "_") for row in done])
-        table = table.merge(pd.DataFrame(done), how="left")
-        table.to_csv(args.out / "ablation.csv", index=False)
-        print(markdown_table(table, digits=4))
+        crossvalidate(store, varied(recipe, name), folder, folds=folds)
+        rows.append(rows_of(name, folder, others).assign(outside_threshold=plain))
+        write_table(results := pd.concat(rows), about, args.out / "ablation_results.csv")
+        print(markdown_table(worth(results), digits=4), flush=True)
 
 
 if __name__ == "__main__":

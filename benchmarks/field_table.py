@@ -8,8 +8,9 @@ any time, the same command goes on. With --folds it is a cross-validation by pat
 tested, by a network that did not see it. --size makes the slices of larger recipes smaller, --epochs sets
 the number of epochs of all; without them each recipe is run as its file says, which for slices of 512 x 512
 takes long. The scores are of the test cases on the grid of their own CT. `dice` is the mean over patients
-in 3-D, `worst` the worst of them; accuracy, precision, recall and F1 are of all pixels together. `minutes`
-counts training steps. FOLDER/field_lungs_results.csv and field_tumour_results.csv hold the tables.
+in 3-D, `worst` the worst of them; accuracy to F1 and the area under the precision-recall curve are of all
+pixels together, `slice_dice` is the mean over slices that hold lung, `slice_accuracy` over all of them, and
+`minutes` counts training steps. FOLDER/field_lungs_results.csv and field_tumour_results.csv hold the tables.
 
 The recipe that looks for tumours cannot be trained on masks of lungs. It gets --tumours, a cohort with
 their outlines, or else phantoms that are drawn into FOLDER, and a table of its own. What could not be trained
@@ -17,14 +18,17 @@ stands below the tables, with its reason.
 """
 
 import argparse
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
 
+from lungseg.choices import write_table
 from lungseg.cli import share_asked
 from lungseg.cohort import Store, build_store, find_cases
-from lungseg.core import Held, InputError, LungsegError, writing
+from lungseg.core import Held, InputError, LungsegError
+from lungseg.curves import precision_recall
 from lungseg.evaluate import Evaluation, evaluate, markdown_table, pixel_scores
 from lungseg.field import FIELD
 from lungseg.folds import compare, crossvalidate
@@ -117,20 +121,33 @@ def finished(
 def pixels(done: Evaluation) -> dict[str, dict[str, float]]:
     "Scores of all pixels of the tested cases, by method."
     table = pixel_scores(done.patients[done.patients.split == "test"]).set_index("method")
-    return table[["accuracy", "precision", "recall", "f1"]].to_dict("index")
+    table = table[["accuracy", "precision", "recall", "specificity", "f1"]].assign(pr_area=float("nan"))
+    with suppress(InputError):  # the network refused a case: no curve of all pixels
+        table.loc["network", "pr_area"] = precision_recall(done.tally("test")).area
+    return table.to_dict("index")
 
 
-def write_results(table: pd.DataFrame, about: str, path: Path) -> None:
-    "A table with a comment above it."
-    with writing(path) as beside, open(beside, "w", encoding="utf-8") as file:
-        file.write(f"# {about}\n")
-        table.to_csv(file, index=False, float_format="%.5f", lineterminator="\n")
+def slice_means(done: Evaluation) -> dict[str, dict[str, float]]:
+    "What reports give: mean accuracy of all slices, mean Dice of those with lung, share of excellent ones."
+    slices = done.slices[done.slices.split == "test"]
+    told = {}
+    for method, own in slices.groupby("method"):
+        full = own[own.ref_voxels > 0]
+        told[method] = {
+            "slice_dice": full.dice.mean(),
+            "slice_accuracy": own.accuracy.mean(),
+            "excellent": own.excellent.mean(),
+        }
+    return told
 
 
 def table_of(done: dict[str, Evaluation]) -> pd.DataFrame:  # by the name of the recipe
     "The recipes beside the baseline."
     table = compare([evaluation.run for evaluation in done.values()])
-    scores = {name: pixels(evaluation) for name, evaluation in done.items()}
+    scores = {}
+    for name, evaluation in done.items():
+        of_pixels, of_slices = pixels(evaluation), slice_means(evaluation)
+        scores[name] = {method: of_pixels[method] | of_slices[method] for method in of_pixels}
     rows = [scores[name]["network"] for name in table.recipe[:-1]]
     rows.append(next(iter(scores.values()))["threshold"])
     return pd.concat([table, pd.DataFrame(rows)], axis=1)
@@ -172,7 +189,7 @@ def main() -> None:
             about = f"lungseg {version('lungseg')}, benchmarks/field_table.py: {len(store)} {where}, {tested}"
             about += f", slices of at most {options.size} × {options.size}" if options.size else ""
             about += f", {options.epochs} epochs" if options.epochs else ""
-            write_results(table, about, options.out / f"field_{target}_results.csv")
+            write_table(table, about, options.out / f"field_{target}_results.csv")
             print(f"\n{about}\n\n{markdown_table(table, digits=4)}", flush=True)
     for why in held:
         print(f"not in the table: {why}")

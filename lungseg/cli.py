@@ -6,9 +6,9 @@
 __all__ = ['app', 'FORMATS', 'ANEW', 'TILE', 'GAP', 'LINE', 'LEGEND', 'Parts', 'DESCRIPTIONS', 'LEAST_ML', 'SAID', 'MADE',
            'BESIDE', 'comments', 'verb', 'remedy', 'first_process', 'alike', 'Source', 'sources', 'which', 'counted',
            'told', 'in_short', 'made', 'each_volume', 'phantom', 'fetch', 'identity_words', 'explore', 'deidentify',
-           'audit', 'check_apart', 'convert', 'Kept', 'isolate', 'share_asked', 'Asked', 'cohort_in', 'train',
-           'evaluate', 'crossvalidate', 'compare', 'search', 'segment', 'step', 'safe_cases', 'working_folder', 'claim',
-           'report', 'view', 'doctor', 'main']
+           'audit', 'check_apart', 'convert', 'Kept', 'isolate', 'share_asked', 'check_validation', 'Asked',
+           'cohort_in', 'train', 'evaluate', 'crossvalidate', 'figures', 'compare', 'search', 'segment', 'step',
+           'safe_cases', 'working_folder', 'claim', 'report', 'view', 'doctor', 'main']
 
 # %% ../nbs/18_cli.ipynb #31972b8f
 import inspect
@@ -1002,7 +1002,7 @@ def _amount(number: float) -> str:
         return f"{number:.0f}"
     return f"{number:.1f}" if number >= 0.05 else "<0.1"
 
-# %% ../nbs/18_cli.ipynb #0c44af3a
+# %% ../nbs/18_cli.ipynb #d64991b4
 def _listed(names: list[str] | None) -> list[str]:
     "Names that were given one by one, or with commas."
     return [name.strip() for given in names or () for name in given.split(",")]
@@ -1021,6 +1021,14 @@ def share_asked(
             f"{option} {' '.join(names)}: expected one share of the patients between 0 and 1, such as 0.2, or names of cases"
         )
     return float(numbers[0])
+
+
+def check_validation(
+    share: float | None,  # of the training patients; None if nothing was said
+) -> None:
+    "Raises `InputError` unless a share of patients can be set apart, before anything is read or written."
+    if share is not None and not 0 <= share < 1:
+        raise InputError(f"--validation {share:g}: expected 0 or more and less than 1")
 
 
 @dataclass(frozen=True)
@@ -1070,7 +1078,7 @@ def cohort_in(
         with first_goes_first("store"):
             return build_store(found, out / "store", workers=2, correct=asked.correct)
 
-# %% ../nbs/18_cli.ipynb #bc4c9176
+# %% ../nbs/18_cli.ipynb #64fa3210
 @verb
 def train(
     data: Path,  # a cohort: DICOM cases with masks, volumes with masks, or pairs of pictures
@@ -1125,6 +1133,7 @@ def train(
     share = share_asked(_listed(test))
     way = split if share is not None else _listed(test) or split
     check_how(way)
+    check_validation(validation)
     check_logs(_listed(log))
     asked = Asked(series, correct, tuple(_listed(roi)), tuple(_listed(negative))).or_as(like)
     store = cohort_in(data, run, settings.target, asked, taken="split.json")
@@ -1184,6 +1193,9 @@ def _remarks(
 @verb
 def evaluate(
     run: Path,  # the folder given to `lungseg train`
+    *,
+    about: Path
+    | None = None,  # CSV with a column `case`: what else is known of the cases, such as a pathology, to score apart
 ) -> dict:
     """Score a trained network beside the baseline that learned nothing, per patient and per slice.
 
@@ -1192,18 +1204,41 @@ def evaluate(
     from lungseg.cohort import Store
     from lungseg.evaluate import BASELINES, pixel_scores
     from lungseg.evaluate import evaluate as score
+    from lungseg.failures import SIGNS
+    from lungseg.strata import all_lesions, all_signs, all_strata, lesion_scores, read_about
+    from pandas import DataFrame
 
     if not (run / "run.json").is_file():
         raise InputError(f"{run}: expected the folder given to `lungseg train`, found no run.json in it")
     store = Store(run / "store")
-    result = score(run, store)
+    known = None if about is None else read_about(about, store.names)
+    result, lungs = score(run, store), store.target == "lungs"
     pixels, words = pixel_scores(result.patients), BASELINES[store.target]
+    tables = {} if known is None else {"about": known}
+    strata = tables["strata"] = all_strata(result, known, of_lungs=lungs)
+    signs = tables["signs"] = all_signs(result) if lungs else DataFrame(columns=SIGNS)
+    if not lungs:
+        tables["lesions"], tables["finds"] = all_lesions(result)
+        scans = result.part(result.judged).patients.case.nunique()
+        counts, classes = lesion_scores(tables["lesions"], tables["finds"], scans=scans)
+        tables["detection"], tables["detection_strata"] = counts, classes
+    for name, found in tables.items():
+        with writing(run / "evaluation" / f"{name}.csv") as beside:
+            found.to_csv(beside, index=False)
+    apart = strata[strata.method == "network"].drop(columns="method").round(4)
     table = result.patients.pivot_table(index=["split", "case"], columns="method", values="dice")
     return {
         "dice": table.reset_index().to_dict("records"),
         "pixels": pixels.to_dict("records"),
+        "strata": _records(strata),
+        "signs": _records(signs),
+        "detection": [] if lungs else _records(counts),
         "say": f"3-D Dice per patient\n{table.round(4).to_string()}\n\nAll pixels together\n"
-        f"{pixels.round(4).to_string(index=False)}\n\nthreshold: {words}",
+        f"{pixels.round(4).to_string(index=False)}\n\nthreshold: {words}"
+        + (f"\n\nThe network, group by group\n{apart.to_string(index=False)}" if len(apart) else "")
+        + ("" if lungs else f"\n\nTumours, one by one\n{counts.round(3).to_string(index=False)}")
+        + ("" if lungs else f"\n\n{classes.round(3).to_string(index=False)}")
+        + (f"\n\nLook at these\n{signs.round(3).to_string(index=False)}" if len(signs) else ""),
         "held": list(result.held),
     }
 
@@ -1241,6 +1276,7 @@ def crossvalidate(
     alone_in_this("crossvalidate")
     check_apart(data, out)
     check_holder(out, "a cross-validation")
+    check_validation(validation)
     settings, _ = with_settings(load_recipe(recipe), set or ()), folds_wanted(folds)
     asked = Asked(series, correct, tuple(_listed(roi)), tuple(_listed(negative)))
     store = cohort_in(data, out, settings.target, asked, taken="folds.json")
@@ -1255,6 +1291,32 @@ def crossvalidate(
     }
 
 
+def _records(table: "DataFrame") -> list[dict]:
+    "A table as JSON has it: nothing where there is no number."
+    return table.astype(object).where(table.notna(), None).to_dict("records")
+
+
+@verb
+def figures(
+    run: Path,  # an evaluated run, or a cross-validation
+    out: Path,  # folder for the figures
+    *,
+    format: list[str] | None = None,  # svg, pdf or png, repeatable; svg and pdf if none is named
+) -> dict:
+    """Write every figure of a run's results, for a thesis or a paper.
+
+    Example: lungseg figures _runs/first figures --format pdf
+    """
+    from lungseg.agreement import check_formats, run_figures, save_figures
+    from lungseg.evaluate import load_evaluation
+
+    forms = _listed(format) or ["svg", "pdf"]
+    check_formats(forms)
+    check_apart(run, out)
+    paths = save_figures(run_figures(load_evaluation(run)), out, forms)
+    return {"figures": [str(p) for p in paths], "say": f"{counted(len(paths), 'file')} in {out}"}
+
+
 @verb
 def compare(
     outs: list[Path],  # folders of cross-validations, or of evaluated runs
@@ -1262,21 +1324,28 @@ def compare(
     csv: Path | None = None,  # also write the table here
     markdown: Path | None = None,  # also write it here, as Markdown
 ) -> dict:
-    """Recipes side by side and beside the baseline, on the same patients.
+    """Recipes side by side and beside the baseline, on the same patients, with a test of each against the first.
 
     Example: lungseg compare _runs/folds _runs/other_folds --csv recipes.csv
     """
-    from lungseg.evaluate import markdown_table
+    from lungseg.differences import against_first, least_p
+    from lungseg.evaluate import load_evaluation, markdown_table
     from lungseg.folds import compare as side_by_side
+    from lungseg.folds import labels_of
 
     table = side_by_side(outs)
+    tests = against_first(dict(zip(labels_of(outs), map(load_evaluation, outs), strict=True)))
+    least = least_p(int(tests.patients.max()))
+    says = f"3-D Dice beside {tests.against[0]}, patient by patient; with so few no p-value can be below {least:.3g}"
+    says = says if least > 0.001 else f"3-D Dice beside {tests.against[0]}, patient by patient"
     for path, text in ((csv, table.to_csv(index=False)), (markdown, markdown_table(table) + "\n")):
         if path:
             with writing(path) as beside:
                 beside.write_text(text, encoding="utf-8")
     return {
-        "recipes": table.astype(object).where(table.notna(), None).to_dict("records"),
-        "say": markdown_table(table),
+        "recipes": _records(table),
+        "differences": _records(tests),
+        "say": f"{markdown_table(table)}\n\n{says}:\n\n{markdown_table(tests, digits=4)}",
     }
 
 
@@ -1449,7 +1518,7 @@ def _is_plain(file: Path) -> bool:
 
 SAID = "held back before de-identification; its name may identify somebody, so only the command says it"
 
-# %% ../nbs/18_cli.ipynb #56635476
+# %% ../nbs/18_cli.ipynb #0674f90d
 MADE = ("deidentified", "store", "run", "site")  # in a report's working folder
 BESIDE = ("deidentified.report.html", "deidentified.report.csv", "deidentified.keys.csv")  # and these files
 
@@ -1458,12 +1527,14 @@ def working_folder(
     data: Path | None,  # a cohort; None for the embedded one
     recipe: str,
     seed: int,
+    settings: list[str] | None = None,  # keys of the recipe that are changed
 ) -> Path:
-    "Where a report works if it is not told: `_runs/report`, or a name that tells data, recipe and seed apart."
+    "Where a report works if it is not told: `_runs/report`, or a name that tells data, recipe, changes and seed apart."
     place = (
         f"{data.resolve().name}-{sha256(str(data.resolve()).encode()).hexdigest()[:6]}" if data else "report"
     )
     changes = [Path(recipe).stem] * (recipe != "lungseg") + [f"seed{seed}"] * (seed != 0)
+    changes += [sha256("\n".join(settings).encode()).hexdigest()[:6]] if settings else []
     return Path("_runs") / "-".join([place, *changes])
 
 
@@ -1497,6 +1568,7 @@ def report(
     *,
     data: Path | None = None,  # your cohort; without it the embedded phantom cohort
     recipe: str = "lungseg",  # name of a recipe in the package, or a TOML file
+    set: list[str] | None = None,  # a key of the recipe to change, repeatable: fit.lr=0.01
     test: list[str] | None = None,  # a case to test on, repeatable; otherwise as --split says
     split: str = "drawn",  # drawn (by sex), balanced (in empty slices), given (by folders), lctsc, or FILE.json
     series: str
@@ -1506,6 +1578,8 @@ def report(
     work: Path | None = None,  # working folder; otherwise one in _runs for each cohort, recipe and seed
     seed: int = 0,  # of the cohort and the split; the training's stands in the recipe
     fresh: bool = False,  # forget what an earlier run in the working folder finished
+    pdf: Path
+    | None = None,  # also print the report's pages into this file (needs lungseg[pdf] and a browser)
     keep_pages: bool = False,  # in a checkout: keep the outputs of the report's pages in nbs/report
 ) -> dict:
     """From DICOM to the report: de-identify, store, split, train, evaluate, and render the site.
@@ -1517,17 +1591,20 @@ def report(
     from lungseg.evaluate import BASELINE
     from lungseg.evaluate import evaluate as score
     from lungseg.reading import not_there, opened
+    from lungseg.paper import find_browser, report_pdf
     from lungseg.site import build_site, check_out, check_tools, keep_outputs, project_root
     from lungseg.splits import check_how, chosen_split
-    from lungseg.recipe import load_recipe
+    from lungseg.recipe import load_recipe, with_settings
     from lungseg.train import train as fit
 
     alone_in_this("report")
     check_how(_listed(test) or split)
-    settings, project = load_recipe(recipe), project_root()
+    settings, project = with_settings(load_recipe(recipe), set or ()), project_root()
     check_tools()
     check_out(out)
-    work, facts, embedded = work or working_folder(data, recipe, seed), {}, data is None
+    if pdf:
+        find_browser()
+    work, facts, embedded = work or working_folder(data, recipe, seed, set), {}, data is None
     claim(work, data, fresh=fresh)
     if data is None:
         data = work / "cohort"
@@ -1554,6 +1631,9 @@ def report(
     )
     with step(facts, "Site"):
         page = build_site(project, out, run=run, work=work / "site")
+    if pdf:
+        with step(facts, "PDF"):
+            report_pdf(project, out, pdf)
     if keep_pages:
         keep_outputs(project, run=run, work=work / "site")
     table = result.patients.query("split == 'test'").pivot_table(

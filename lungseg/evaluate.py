@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['SIDE_SCORES', 'METHODS', 'SPLITS', 'BASELINE', 'BASELINES', 'MASK_MAKERS', 'PATIENT_SUMMARIES', 'lung_position',
-           'is_excellent', 'score_case', 'side_scores', 'summarise', 'pixel_scores', 'prediction_file',
+           'is_excellent', 'score_case', 'side_scores', 'summarise', 'pixel_scores', 'prediction_file', 'tally_file',
            'save_predictions', 'load_predictions', 'Evaluation', 'evaluate', 'known_affine', 'patient_numbers',
            'weights_of', 'write_evaluation', 'current_run', 'load_evaluation', 'report_tags', 'counted', 'Interval',
            'patient_interval', 'pick', 'markdown_table']
 
-# %% ../nbs/14_evaluate.ipynb #a6511e6e
+# %% ../nbs/14_evaluate.ipynb #dfcae0ca
 import json
 import os
 import re
 import zlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from importlib.metadata import version
 from importlib.resources import files
@@ -29,6 +29,8 @@ import pandas as pd
 from .cohort import Store, Stored, folder_name, room_for
 from .core import CohortError, Held, InputError, LungsegError, Mask, ModelError
 from .core import progress, read_json, rng, write_json, writing
+from .curves import Tally, best_threshold, counts_at, load_tally, pooled
+from .curves import probability_scores, save_tally, tally
 from .isolate import threshold_lungs
 from .metrics import Counts, patient_scores, slice_scores
 from .masks import sides
@@ -132,13 +134,21 @@ def pixel_scores(
         rows[-1]["f1"] = counts.dice()
     return pd.DataFrame(rows)
 
-# %% ../nbs/14_evaluate.ipynb #251f4836
+# %% ../nbs/14_evaluate.ipynb #352fab90
 def prediction_file(
     folder: Path,  # the evaluation's folder
     case: str,  # name of the case
 ) -> Path:
     "Where a case's masks are kept."
     return folder / "predictions" / f"{folder_name(case)}.npz"
+
+
+def tally_file(
+    folder: Path,  # the evaluation's folder
+    case: str,  # name of the case
+) -> Path:
+    "Where a case's voxels are kept, counted by probability ([tallies](13b_curves.ipynb))."
+    return folder / "tallies" / f"{folder_name(case)}.npz"
 
 
 def save_predictions(
@@ -172,7 +182,7 @@ def load_predictions(
         raise InputError(f"{case}.npz: expected kept predictions, but {type(e).__name__}: {e}") from None
     return {method: bits.astype(bool).reshape(about["shape"]) for method, bits in unpack.items()}, about
 
-# %% ../nbs/14_evaluate.ipynb #92f2b1f1
+# %% ../nbs/14_evaluate.ipynb #f1dc5cd9
 METHODS = ("network", "threshold")
 SPLITS = ("train", "validation", "test", "external")
 BASELINE = (
@@ -197,21 +207,26 @@ def _fingerprint(
         digest.update((files("lungseg") / f"{module}.py").read_bytes())
     digest.update(model.read_bytes())
     digest.update(np.ascontiguousarray(case.hu).data)
+    digest.update(np.packbits(case.mask).data)  # probabilities are counted inside and outside of it
     return digest.hexdigest()
 
 
 def _predict(
     case: Stored,  # the case as stored
-    methods: dict[str, Callable],  # name → function from a volume to a mask
-) -> tuple[dict[str, Mask], dict[str, str]]:  # method → mask; method → why it refused
-    volume, masks, refused = case.volume, {}, {}
+    methods: dict[str, Callable],  # name → function from a volume to a mask, or to a mask and probabilities
+) -> tuple[
+    dict[str, Mask], dict[str, str], Tally | None
+]:  # method → mask; method → why it refused; the network's
+    volume, masks, refused, of_network = case.volume, {}, {}, None
     for name, segment_with in methods.items():
         try:
-            masks[name] = segment_with(volume)
+            answer = segment_with(volume)
         except LungsegError as e:
-            masks[name] = np.zeros(case.hu.shape, bool)
-            refused[name] = str(e)
-    return masks, refused
+            answer, refused[name] = np.zeros(case.hu.shape, bool), str(e)
+        masks[name], probs = answer if isinstance(answer, tuple) else (answer, None)
+        if probs is not None:
+            of_network = tally(probs, np.asarray(case.mask), part="any")
+    return masks, refused, of_network
 
 # %% ../nbs/14_evaluate.ipynb #70b13f98
 def _parts(
@@ -228,7 +243,7 @@ def _parts(
         ((part, name) for name, part in part_of.items()), key=lambda pn: (SPLITS.index(pn[0]), pn[1])
     )
 
-# %% ../nbs/14_evaluate.ipynb #76c07c8d
+# %% ../nbs/14_evaluate.ipynb #b59acd58
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     "The two tables of a run, and where its cases and predictions are."
@@ -246,6 +261,15 @@ class Evaluation:
     def prediction(self, name: str, method: str = "network") -> Mask:
         "A case's kept mask."
         return load_predictions(self.run / "evaluation", name)[0][method]
+
+    def tally(self, split: str) -> Tally:
+        """The network's probabilities of all voxels of a part of the split, counted.
+
+        Raises `CohortError` if the part has no case, `InputError` if a case's were not kept.
+        """
+        names = self.patients.case[(self.patients.split == split) & (self.patients.method == "network")]
+        files = (tally_file(self.run / "evaluation", name) for name in names)
+        return pooled(replace(load_tally(file), part=split) for file in files)
 
     @property
     def judged(self) -> str:
@@ -308,7 +332,7 @@ def evaluate(
     tables = pd.concat(slices, ignore_index=True), pd.DataFrame(patients)
     return write_evaluation(Evaluation(*tables, run, Path(store.path), tuple(held)), scored)
 
-# %% ../nbs/14_evaluate.ipynb #100d4c7b
+# %% ../nbs/14_evaluate.ipynb #37936035
 def _unfinished(run: Path) -> list[Held]:
     "A word on a run that was not trained to its end: its scores are those of a half-trained network."
     about = read_json(run / "run.json") if (run / "run.json").is_file() else {}
@@ -332,10 +356,10 @@ def _check_target(run: Path, store: Store) -> None:
 
 
 def _network(run: Path) -> Callable:
-    from lungseg.predict import load_model, segment
+    from lungseg.predict import load_model, segment_with_probs
 
     model = load_model(run)
-    return lambda volume: segment(model, volume)
+    return lambda volume: segment_with_probs(model, volume)
 
 
 def _kept_or_made(
@@ -347,11 +371,19 @@ def _kept_or_made(
     try:
         masks, about = load_predictions(folder, case.name)
         if about["of"] == of and set(masks) == set(methods):
+            if about["counted"]:
+                load_tally(tally_file(folder, case.name))
             return masks, about["refused"]
-    except InputError:
-        pass  # nothing kept, or a file that another program cut short: predict again
-    masks, refused = _predict(case, methods)
-    save_predictions(folder, case.name, masks, {"of": of, "refused": refused})
+    except (InputError, KeyError):
+        pass  # nothing kept, by an older version, or a file that another program cut short: predict again
+    masks, refused, of_network = _predict(case, methods)
+    kept = tally_file(folder, case.name)
+    kept.unlink(missing_ok=True)  # that of other weights
+    if of_network is not None:
+        with room_for(f"{case.name}: its prediction", folder.parent):
+            save_tally(of_network, kept)
+    about = {"of": of, "refused": refused, "counted": of_network is not None}
+    save_predictions(folder, case.name, masks, about)
     return masks, refused
 
 
@@ -409,9 +441,30 @@ def write_evaluation(
         "patients": {s: _records(summarise(evaluation.patients, s)) for s in PATIENT_SUMMARIES},
         "slices": {s: _records(summarise(evaluation.slices, s)) for s in ("dice", "accuracy")},
         "pixels": _records(pixel_scores(evaluation.patients)),
+        "probabilities": _of_probabilities(evaluation),
     }
     write_json(folder / "summary.json", summary)
     return evaluation
+
+
+def _of_probabilities(evaluation: Evaluation) -> dict:
+    "Scores of the probabilities of each part, and what a threshold that the validation patients chose does to them."
+    tallies = {}
+    for part in evaluation.patients.split.unique():
+        try:
+            tallies[part] = evaluation.tally(part)
+        except InputError:
+            continue  # the network refused a case of it: scored as empty, it gave no probabilities
+    chosen, at = None, {}
+    if "validation" in tallies and tallies["validation"].positives:
+        chosen = asdict(best_threshold(tallies["validation"]))
+        at = {part: counts_at(own, chosen["value"]).dice() for part, own in tallies.items()}
+    half = {part: counts_at(own, 0.5).dice() for part, own in tallies.items()}
+    rows = [
+        probability_scores(own) | {"dice_at_half": half[part], "dice_at_threshold": at.get(part)}
+        for part, own in tallies.items()
+    ]
+    return {"threshold": chosen, "parts": _records(pd.DataFrame(rows))}
 
 
 PATIENT_SUMMARIES = ("dice", "accuracy", "volume_similarity", "hd95_mm", "msd_mm", "assd_mm", "nsd_2mm")

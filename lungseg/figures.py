@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['REFERENCE', 'PREDICTION', 'METHOD_COLOUR', 'LUNG_WINDOW', 'SOFT', 'STAGES', 'training_curves', 'histograms',
            'box_plots', 'network_against_threshold', 'dice_along_lungs', 'heatmaps', 'accuracy_against_dice', 'Panel',
-           'slice_panels', 'picked_panels', 'patient_in_words', 'by_tenths', 'intensity_counts', 'tissue_in_words',
-           'intensity_histograms', 'case_panels', 'lung_shares']
+           'crop_to_body', 'mark_sides', 'slice_panels', 'picked_panels', 'patient_in_words', 'by_tenths',
+           'intensity_counts', 'tissue_in_words', 'intensity_histograms', 'case_panels', 'lung_shares']
 
 # %% ../nbs/15_figures.ipynb #04f0b0a3
 from collections.abc import Callable, Iterable
@@ -202,7 +202,7 @@ def accuracy_against_dice(
     fig.colorbar(points, label="lung, % of the slice")
     return fig
 
-# %% ../nbs/15_figures.ipynb #b963db02
+# %% ../nbs/15_figures.ipynb #6318ee53
 LUNG_WINDOW = (-600, 1500)  # level and width in HU
 
 
@@ -217,7 +217,7 @@ class Panel:
     affine: np.ndarray | None = None  # of the volume, indices to mm in LPS; None if unknown
 
 
-def _crop_to_body(ax: Axes, hu: np.ndarray) -> None:
+def crop_to_body(ax: Axes, hu: np.ndarray) -> None:
     "Show the largest piece of soft tissue and a margin: the couch is a piece of its own."
     from scipy import ndimage
 
@@ -231,6 +231,20 @@ def _crop_to_body(ax: Axes, hu: np.ndarray) -> None:
         ax.set(xlim=cols, ylim=rows[::-1])
 
 
+def mark_sides(
+    ax: Axes,
+    affine: np.ndarray | None,  # of the volume, indices to mm in LPS; None if unknown: no marks
+) -> None:
+    "Write R and L where they are, and turn the front of the patient up."
+    if affine is None:
+        return
+    left, right = "RL" if affine[0, 2] > 0 else "LR"  # x grows to the patient's left
+    for x, ha, letter in ((0.02, "left", left), (0.98, "right", right)):
+        ax.text(x, 0.98, letter, ha=ha, va="top", color="white", transform=ax.transAxes)
+    if affine[1, 1] < 0:
+        ax.invert_yaxis()
+
+
 def _draw(ax: Axes, panel: Panel, window: tuple[float, float]) -> None:
     level, width = window
     steps = np.eye(3) if panel.affine is None else panel.affine[:3, :3]  # mm per slice, row, column
@@ -241,13 +255,8 @@ def _draw(ax: Axes, panel: Panel, window: tuple[float, float]) -> None:
             mask is not None and mask.any()
         ):  # the prediction is thinner, so that blue shows where the two agree
             ax.contour(mask, levels=[0.5], colors=colour, linewidths=points)
-    _crop_to_body(ax, panel.hu)
-    if panel.affine is not None:
-        left, right = "RL" if steps[0, 2] > 0 else "LR"  # x grows to the patient's left
-        for x, ha, letter in ((0.02, "left", left), (0.98, "right", right)):
-            ax.text(x, 0.98, letter, ha=ha, va="top", color="white", transform=ax.transAxes)
-        if steps[1, 1] < 0:
-            ax.invert_yaxis()  # the front of the patient is always above
+    crop_to_body(ax, panel.hu)
+    mark_sides(ax, panel.affine)
     ax.set_title(panel.title, fontsize=8)
     ax.set_axis_off()
 

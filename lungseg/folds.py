@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['LEAVE_ONE_OUT', 'folds_wanted', 'needs_validation', 'deal', 'fold_name', 'one_fold', 'some_of', 'crossvalidate',
-           'fold_table', 'fold_words', 'compare']
+           'fold_table', 'fold_words', 'labels_of', 'compare']
 
-# %% ../nbs/14a_folds.ipynb #a525df0a
+# %% ../nbs/14a_folds.ipynb #8cb2e5c0
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from copy import copy
@@ -30,6 +30,7 @@ from lungseg.evaluate import (
     counted,
     patient_numbers,
     prediction_file,
+    tally_file,
     weights_of,
     write_evaluation,
 )
@@ -144,7 +145,7 @@ def _ends(
                 "finished folds are kept, go on with fewer workers"
             ) from None
 
-# %% ../nbs/14a_folds.ipynb #2eff3276
+# %% ../nbs/14a_folds.ipynb #eea74d19
 def crossvalidate(
     store: Store | Path | str,  # the case store
     recipe: Recipe | Path | str = "lungseg",  # or its name, or file
@@ -235,9 +236,8 @@ def _gathered(
     for what in ("slices", "patients"):
         rows = pd.concat([getattr(e, what).assign(fold=k) for k, e in each.items()], ignore_index=True)
         tables.append(rows.assign(patient=rows.case.map(number)))
-    kept = [_kept_beside(out, e.run, name) for e in each.values() for name in e.patients.case.unique()]
-    for old in set((out / "evaluation" / "predictions").iterdir()) - set(kept):
-        old.unlink()
+    for file in (prediction_file, tally_file):
+        _keep_all(out, {name: e.run for e in each.values() for name in e.patients.case.unique()}, file)
     reasons = [
         Held(h.item, f"{h.reason}; {_names(splits[k - 1]['test'])} not tested") for k, h in held.items()
     ]
@@ -261,15 +261,30 @@ def _told(run: Path, number: int) -> dict[str, Any]:
     return {"fold": number, "run": run.name} | {k: about[k] for k in ("seconds", "parameters", "device")}
 
 
-def _kept_beside(out: Path, run: Path, case: str) -> Path:
-    "A fold's prediction of a case under the same name in the folder of all, without a second copy if possible."
-    source, target = (prediction_file(folder / "evaluation", case) for folder in (run, out))
+def _keep_all(
+    out: Path,
+    run_of: dict[str, Path],  # case → the fold that tested it
+    file: Callable[[Path, str], Path],  # of a case, in an evaluation's folder
+) -> None:
+    "What the folds keep of their cases, under the same names in the folder of all, and nothing else there."
+    kept = set()
+    for case, run in run_of.items():
+        source, target = (file(folder / "evaluation", case) for folder in (run, out))
+        if source.is_file():  # a case that the network refused has no probabilities
+            _link_or_copy(source, target)
+            kept.add(target)
+    if run_of and (folder := file(out / "evaluation", next(iter(run_of))).parent).is_dir():
+        for old in set(folder.iterdir()) - kept:
+            old.unlink()
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    "The same file under another name, without a second copy if possible."
     with writing(target) as beside:
         try:
             os.link(source, beside)
         except OSError:  # another file system, or one without links
             shutil.copyfile(source, beside)
-    return target
 
 # %% ../nbs/14a_folds.ipynb #7db7a074
 def fold_table(
@@ -298,7 +313,7 @@ def fold_words(
         lines.append(f"{method}: mean {patient_interval(own)}, worst {worst.dice:.3f} ({worst.case})")
     return "\n".join(lines)
 
-# %% ../nbs/14a_folds.ipynb #6ab380cc
+# %% ../nbs/14a_folds.ipynb #6a450d8b
 def _scored(
     out: Path,  # folder of a cross-validation, or an evaluated run
 ) -> tuple[Evaluation, list[dict]]:  # its tested cases, both methods; what is told of each training
@@ -340,6 +355,19 @@ def _check_targets(outs: Sequence[Path]) -> None:
             )
 
 
+def labels_of(
+    outs: Sequence[Path | str],  # folders of cross-validations, or of evaluated runs
+) -> list[str]:
+    "What tables call each: its recipe, and its folder where two have one recipe."
+    recipes = [Path(out) / "recipe.toml" for out in outs]
+    names = [
+        load_recipe(r).name if r.is_file() else Path(out).name for r, out in zip(recipes, outs, strict=True)
+    ]
+    return [
+        f"{n} ({Path(out).name})" if names.count(n) > 1 else n for n, out in zip(names, outs, strict=True)
+    ]
+
+
 def compare(
     outs: Sequence[Path | str],  # folders of cross-validations, or of evaluated runs
 ) -> pd.DataFrame:  # one row a recipe, the best first, and the baseline last
@@ -351,13 +379,8 @@ def compare(
     """
     scores, rows = {}, []
     _check_targets([Path(out) for out in outs])
-    names = [
-        load_recipe(Path(out) / "recipe.toml").name for out in outs if (Path(out) / "recipe.toml").is_file()
-    ]
-    for out in map(Path, outs):
+    for out, label in zip(map(Path, outs), labels_of(outs), strict=True):
         result, trainings = _scored(out)
-        name = load_recipe(out / "recipe.toml").name
-        label = f"{name} ({out.name})" if names.count(name) > 1 else name
         table = result.patients.pivot(index="case", columns="method", values="dice")
         if label in scores:
             raise InputError(f"{label}: came twice, expected each folder once")

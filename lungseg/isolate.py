@@ -8,9 +8,9 @@ __all__ = ['USUAL_FIELD_MM', 'USUAL_SLICE_MM', 'Spacing', 'COARSE_MM', 'AIR_HU',
            'LUMEN_BELOW_HU', 'TUBE_MM', 'NEAR_MIDDLE_MM', 'LEAK_ML', 'LEAK_SHARE', 'BRANCHES_ML', 'AIRWAYS_ML',
            'WALL_MM', 'REACH_MM', 'PURE_HU', 'LUMEN_SHARE', 'ABOVE_LUMEN_HU', 'GAS_ML', 'WALLED', 'LUNGS_OF_BODY',
            'ENOUGH_ML', 'LEAST_ML', 'SURE', 'LEAST', 'DOME', 'OFF_MIDLINE_MM', 'TOUCHES_MM', 'WORN_MM', 'SPANS',
-           'CLOSING_MM', 'HOLE_CM2', 'MANY', 'working_spacing', 'harmonised', 'body', 'without_couch', 'air_threshold',
-           'inner_air', 'grown', 'trachea', 'middle_column', 'airways', 'gas_level', 'walled_gas', 'is_gas',
-           'lung_pieces', 'apart', 'closed', 'Isolated', 'isolated', 'threshold_lungs']
+           'CLOSING_MM', 'HOLE_CM2', 'MANY', 'working_spacing', 'coarse_steps', 'on_fine_grid', 'harmonised', 'body',
+           'without_couch', 'air_threshold', 'inner_air', 'grown', 'trachea', 'middle_column', 'airways', 'gas_level',
+           'walled_gas', 'is_gas', 'lung_pieces', 'apart', 'closed', 'Isolated', 'isolated', 'threshold_lungs']
 
 # %% ../nbs/06_isolate.ipynb #d7d937c8
 from dataclasses import dataclass
@@ -39,13 +39,13 @@ def working_spacing(
 COARSE_MM = 3.0  # fine enough for the skin and for gas, and a ninth of the pixels at 0.9 mm
 
 
-def _coarse(
+def coarse_steps(
     spacing_mm: Spacing,
 ) -> tuple[int, int]:  # take every so many rows and columns
     return tuple(max(1, round(COARSE_MM / mm)) for mm in spacing_mm[1:])
 
 
-def _fine(
+def on_fine_grid(
     mask: Bool[np.ndarray, "z y x"],  # on the coarse grid
     shape: tuple[int, ...],
     steps: tuple[int, int],
@@ -148,7 +148,7 @@ def body(
     from skimage.morphology import convex_hull_image
 
     spacing = working_spacing(volume)
-    steps = _coarse(spacing)
+    steps = coarse_steps(spacing)
     brush = _disc(*(TRUNK_MM / (mm * step) for mm, step in zip(spacing[1:], steps, strict=True)))
     hu = volume.array[:, :: steps[0], :: steps[1]]
     air = hu < below_hu
@@ -158,7 +158,7 @@ def body(
     trunk = pieces == np.bincount(pieces.ravel())[1:].argmax() + 1
     wall = ndi.binary_dilation(trunk, brush, iterations=2, mask=~air)
     hulls = [convex_hull_image(s) if s.any() else s for s in trunk[:, ::2, ::2]]
-    within = _fine(np.stack(hulls), air.shape, (2, 2))
+    within = on_fine_grid(np.stack(hulls), air.shape, (2, 2))
     if (cut := _cut_lung(hu, ~wall, within)).any():
         wall |= ndi.binary_opening(cut, brush)
     solid = ndi.binary_opening(~_surrounding(~wall), brush)
@@ -167,7 +167,7 @@ def body(
     enclosed = np.bincount(cavities[solid], minlength=n + 1) > ENCLOSED * sizes
     enclosed[0] = False
     patient = _without_arms(~_surrounding(~(solid | enclosed[cavities])))
-    return _fine(_shrunk(patient), volume.shape, steps)
+    return on_fine_grid(_shrunk(patient), volume.shape, steps)
 
 
 def _without_arms(patient: Bool[np.ndarray, "z y x"]) -> Bool[np.ndarray, "z y x"]:
@@ -313,7 +313,7 @@ def trachea(
     """
     centre = middle_column(patient)
     band = slice(*(max(0, round(centre + way * NEAR_MIDDLE_MM / spacing_mm[2])) for way in (-1, 1)))
-    tube, steps = np.zeros_like(patient), _coarse(spacing_mm)
+    tube, steps = np.zeros_like(patient), coarse_steps(spacing_mm)
     tube[:, :, band] = _longest_tube((hu[:, :, band] < LUMEN_BELOW_HU) & patient[:, :, band], spacing_mm)
     step_mm = (spacing_mm[0], spacing_mm[1] * steps[0], spacing_mm[2] * steps[1])
     thin = (slice(None), slice(None, None, steps[0]), slice(None, None, steps[1]))
@@ -325,7 +325,7 @@ def trachea(
         worse = far.stop - far.start > near.stop - near.start or np.median(hu[tube]) > GAS_HU
         if far.stop <= near.stop or not worse:
             return tube
-    return _fine(rival, patient.shape, steps)
+    return on_fine_grid(rival, patient.shape, steps)
 
 
 def _longest_tube(dark: Mask, spacing_mm: Spacing) -> Mask:
@@ -448,7 +448,7 @@ def walled_gas(
     "Gas in the lower half of all air that has a wall around it, even where it is connected with the lung."
     from scipy import ndimage as ndi
 
-    steps = _coarse(spacing_mm)
+    steps = coarse_steps(spacing_mm)
     step_mm = (spacing_mm[0], spacing_mm[1] * steps[0], spacing_mm[2] * steps[1])
     thin = air[:, :: steps[0], :: steps[1]]
     found = np.zeros_like(thin)
@@ -468,7 +468,7 @@ def walled_gas(
         shell = ndi.binary_dilation(near, iterations=2) & ~near
         if (~thin[around][shell]).mean() >= WALLED:
             found[around] |= ndi.binary_dilation(core, cube, iterations=2, mask=thin[around])  # with its rim
-    return _fine(found, air.shape, steps)
+    return on_fine_grid(found, air.shape, steps)
 
 
 def is_gas(
@@ -480,7 +480,7 @@ def is_gas(
     "Whether a piece of air has no blood in it: its core is as dark as gas."
     from scipy import ndimage as ndi
 
-    steps = _coarse(spacing_mm)
+    steps = coarse_steps(spacing_mm)
     thin = piece[:, :: steps[0], :: steps[1]]
     core = ndi.binary_erosion(thin)
     inside = hu[:, :: steps[0], :: steps[1]][core if core.any() else thin]
@@ -594,7 +594,7 @@ def _cut(
     from scipy import ndimage as ndi
     from skimage.segmentation import watershed
 
-    steps = _coarse(spacing_mm)
+    steps = coarse_steps(spacing_mm)
     step_mm = (spacing_mm[0], spacing_mm[1] * steps[0], spacing_mm[2] * steps[1])
     thin = piece[:, :: steps[0], :: steps[1]]
     cores = _two_cores(thin, step_mm)
@@ -604,8 +604,8 @@ def _cut(
     near = ndi.distance_transform_edt(lakes == 0, step_mm, return_distances=False, return_indices=True)
     lakes = lakes[tuple(near)]
     shore = np.logical_and(*(ndi.binary_dilation(lakes == n, iterations=2) for n in (1, 2)))
-    shore = _fine(shore, piece.shape, steps) & piece
-    lakes = np.where(_fine(lakes == 1, piece.shape, steps), np.int32(1), np.int32(2))
+    shore = on_fine_grid(shore, piece.shape, steps) & piece
+    lakes = np.where(on_fine_grid(lakes == 1, piece.shape, steps), np.int32(1), np.int32(2))
     box = box_around(shore, 1)
     lakes[box] = watershed(hu[box], np.where(shore[box], 0, lakes[box]) * piece[box], mask=piece[box])
     return lakes == 1

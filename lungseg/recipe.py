@@ -31,7 +31,7 @@ from .splits import PARTS
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-# %% ../nbs/11a_recipe.ipynb #63f0b39e
+# %% ../nbs/11a_recipe.ipynb #92c6fa0b
 @dataclass(frozen=True)
 class Net:
     "The network and its size."
@@ -69,6 +69,7 @@ class Fit:
     optimiser: str = "adamw"  # "adamw", "adam" or "sgd"
     lr: float = 3e-3  # highest learning rate
     schedule: str = "cosine"  # "cosine", "onecycle", "step", "plateau" or "constant"
+    wait: int = 3  # epochs without a better one after which "plateau" lowers the rate
     warmup: float = 0.1  # share of the steps in which the learning rate rises
     momentum: float = 0.9  # share of the step before that stays in the next ("sgd")
     weight_decay: float = 1e-4  # how strongly each weight is pulled towards zero
@@ -123,6 +124,7 @@ RANGES = {  # the least and the most that may stand there
     "loss.smooth": (0, math.inf),
     "loss.boundary": (0, math.inf),
     "fit.lr": (1e-12, math.inf),
+    "fit.wait": (1, math.inf),
     "fit.warmup": (0, 0.99),
     "fit.momentum": (0, 0.999),
     "fit.weight_decay": (0, math.inf),
@@ -177,7 +179,7 @@ class Recipe:
         for part in fit.watch.split():
             if part not in PARTS:
                 raise ModelError(
-                    f"recipe fit.watch: expected some of {', '.join(PARTS)}, got {part!r}{nearest(part, PARTS)}"
+                    f"recipe fit.watch: expected some of {', '.join(PARTS)}, with spaces between, got {part!r}{nearest(part, PARTS)}"
                 )
         if net.frozen and not net.encoder:
             raise ModelError(f"recipe net.frozen: expected 0 without net.encoder, got {net.frozen}")
@@ -342,7 +344,7 @@ def load_recipe(
         return recipe.but(net={"encoder": str(beside)})
     return recipe
 
-# %% ../nbs/11a_recipe.ipynb #34e6b42d
+# %% ../nbs/11a_recipe.ipynb #6772bb76
 def with_settings(
     recipe: Recipe,
     settings: Iterable[str],  # "TABLE.KEY=VALUE", as on the command line; words need no quotes
@@ -354,7 +356,7 @@ def with_settings(
         if not equals:
             raise ModelError(f"setting {setting!r}: expected KEY=VALUE, for example fit.lr=0.01")
         if key not in known:
-            named = [full for full in known if full.endswith(f".{key}")]
+            named = [full for full in known if full.endswith(f".{key}") or full.startswith(f"{key}.")]
             hint = (
                 f"; did you mean {listed(named) if named[1:] else named[0]}?"
                 if named

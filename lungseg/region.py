@@ -7,13 +7,13 @@ __all__ = ['SMOOTHING', 'FIRST_SLICES', 'BONE_HU', 'BEFORE_MM', 'BEHIND_MM', 'HA
            'MARGIN_MM', 'DENSE_HU', 'REACH_MM', 'CORE_MM', 'VESSEL_MM', 'smoothed', 'projected_spine', 'bone_symmetry',
            'spine_axis', 'mirrored_union', 'margin', 'lung_region', 'lung_box', 'suppressed', 'dense_piece']
 
-# %% ../nbs/06a_region.ipynb #e188ed14
+# %% ../nbs/06a_region.ipynb #79e047e1
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Integer
 
 from .core import HU, GeometryError, Mask, MaskError
-from .isolate import _coarse, _fine, body, harmonised, isolated, working_spacing
-from .volume import BODY_HU, COUCH_MM, Box, Volume, box_around, lps_axes, oriented, reordered
+from .isolate import coarse_steps, on_fine_grid, body, harmonised, isolated, working_spacing
+from .volume import BODY_HU, COUCH_MM, Box, Volume, as_given, box_around, lps_axes, oriented, reordered
 
 # %% ../nbs/06a_region.ipynb #c23fd5d8
 SMOOTHING = 0.3  # weight of the newest slice: the report's alpha
@@ -173,7 +173,7 @@ def _path(
     best = [min(visited[visited[:, 0] == z, 1], key=lambda x: cost[z, x]) for z in range(1, len(cost) - 1)]
     return np.array(best, float)
 
-# %% ../nbs/06a_region.ipynb #9ea497c1
+# %% ../nbs/06a_region.ipynb #e2ae93b8
 def mirrored_union(
     volume: Volume,  # in any orientation
     lungs: Mask,  # on its grid
@@ -183,7 +183,7 @@ def mirrored_union(
     if not mask.any():
         return np.zeros(volume.shape, bool)
     columns = _columns(ordered, mask, _middle(ordered, mask))
-    return _as_given(mask | _mirrored(mask, columns), volume)
+    return as_given(mask | _mirrored(mask, columns), volume)
 
 
 def _mirrored(mask: Mask, columns: Float64[np.ndarray, "slice"]) -> Mask:
@@ -195,12 +195,6 @@ def _mirrored(mask: Mask, columns: Float64[np.ndarray, "slice"]) -> Mask:
         if low <= high:
             out[z, :, low : high + 1] = mask[z, :, twice - high : twice - low + 1][:, ::-1]
     return out
-
-
-def _as_given(mask: Bool[np.ndarray, "z y x"], volume: Volume) -> Mask:
-    "A mask in LPS order on the volume's own grid."
-    order, flips = lps_axes(volume.affine)
-    return np.ascontiguousarray(np.flip(mask, flips).transpose(np.argsort(order)))
 
 # %% ../nbs/06a_region.ipynb #80278b54
 def margin(
@@ -229,7 +223,7 @@ def margin(
             grown[other] |= distance <= np.sqrt(radius**2 - apart**2)
     return out
 
-# %% ../nbs/06a_region.ipynb #30b96a06
+# %% ../nbs/06a_region.ipynb #670a2b32
 MARGIN_MM = (
     10.0  # what asymmetry is left after the dents are filled; about the wall between lung and rib's outside
 )
@@ -259,7 +253,7 @@ def lung_region(
     mm = MARGIN_MM if mm is None and pixels is None else mm
     region = margin(both, working_spacing(ordered), mm=mm, pixels=pixels)
     region &= body(ordered) if patient is None else _in_order(volume, patient)[1]
-    return _as_given(region | mask, volume)
+    return as_given(region | mask, volume)
 
 
 def _fill_half(plane: Bool[np.ndarray, "row col"]) -> None:
@@ -307,7 +301,7 @@ def suppressed(
         raise MaskError(f"region: shape {region.shape}, expected the volume's {volume.shape}")
     return Volume(np.where(region, volume.array, np.int16(air_hu)), volume.affine, volume.provenance)
 
-# %% ../nbs/06a_region.ipynb #cc944f66
+# %% ../nbs/06a_region.ipynb #51442324
 DENSE_HU = (
     -300
 )  # above: more solid than air; between aerated lung (-850) and soft tissue (40), nearer to this
@@ -331,7 +325,7 @@ def dense_piece(
     if not found.lungs.any():
         return np.zeros(volume.shape, bool)
     ordered = harmonised(oriented(volume))
-    steps = _coarse(spacing := working_spacing(ordered))
+    steps = coarse_steps(spacing := working_spacing(ordered))
     thin, mm = np.s_[:, :: steps[0], :: steps[1]], np.multiply(spacing, (1, *steps))
     left, right, tree = (reordered(m, *turn)[thin] for m in (found.left, found.right, found.airways))
     solid = ordered.array > DENSE_HU
@@ -342,7 +336,7 @@ def dense_piece(
     cores, _ = ndi.label(depth > CORE_MM)
     core = cores == cores.flat[depth.argmax()]
     piece = dense & (ndi.distance_transform_edt(~core, sampling=mm) <= CORE_MM + mm.max() / 2)
-    return _as_given(_fine(piece, ordered.shape, steps) & solid, volume)
+    return as_given(on_fine_grid(piece, ordered.shape, steps) & solid, volume)
 
 
 def _covered(lung: Bool[np.ndarray, "z y x"], mm: np.ndarray) -> Bool[np.ndarray, "z y x"]:

@@ -400,7 +400,7 @@ def slice_means(
         "dice": float(counts.dice()[holds].mean()) if holds.any() else math.nan,
     }
 
-# %% ../nbs/12_train.ipynb #94c2d943
+# %% ../nbs/12_train.ipynb #f7f35ee1
 @dataclass
 class Loop:
     "What a training goes round with."
@@ -425,7 +425,8 @@ def train_epoch(
     epoch, steps, tally = len(state.history), steps_per_epoch(data, recipe), Tally(state.running)
     criterion = make_loss(recipe.loss, epoch=epoch, epochs=loop.epochs)
     state.order = state.order or order_of(data, recipe, epoch).tolist()
-    started, before, drops = perf_counter(), state.running.get("seconds", 0.0), plateaus(state.history)
+    started, before = perf_counter(), state.running.get("seconds", 0.0)
+    drops = plateaus(state.history, fit.wait)
     freeze(state.net, epoch < recipe.net.frozen)
     loop.model.train()
     for indices, images, masks in _shown(loop, data, steps):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GRID_TOLERANCE', 'WINDOWS', 'Box', 'BODY_HU', 'COUCH_MM', 'hounsfield', 'Volume', 'lps_axes', 'reordered', 'towards',
-           'reordered_affine', 'oriented', 'axes_onto', 'on_grid', 'window', 'clipped', 'box_around', 'crop',
-           'uncropped', 'body_box', 'volume_ml', 'resample', 'onto']
+           'reordered_affine', 'as_given', 'oriented', 'axes_onto', 'on_grid', 'window', 'clipped', 'box_around',
+           'crop', 'uncropped', 'body_box', 'volume_ml', 'resample', 'onto']
 
 # %% ../nbs/04_volume.ipynb #e13b495c
 import base64
@@ -105,7 +105,7 @@ class Volume:
         png, text = base64.b64encode(_picture(self)).decode(), html.escape(repr(self))
         return f'<figure><img alt="Three planes of: {text}" src="data:image/png;base64,{png}"><figcaption>{text}</figcaption></figure>'
 
-# %% ../nbs/04_volume.ipynb #b8b6cf08
+# %% ../nbs/04_volume.ipynb #be2d9356
 def lps_axes(
     affine: Affine,  # indices to mm, LPS
 ) -> tuple[
@@ -163,6 +163,15 @@ def reordered_affine(
         new_to_old[old, new] = -1 if new in flips else 1
         new_to_old[old, 3] = shape[old] - 1 if new in flips else 0
     return affine @ new_to_old
+
+
+def as_given(
+    upright: Shaped[np.ndarray, "z y x"],  # slices to the head, rows to the back, columns to the left
+    volume: Volume,  # whose voxels these are
+) -> Shaped[np.ndarray, "a b c"]:
+    "An array in the order in which a volume lies in memory: what `lps_axes` and `reordered` did is undone."
+    order, flips = lps_axes(volume.affine)
+    return np.ascontiguousarray(np.flip(upright, flips).transpose(np.argsort(order)))
 
 
 def oriented(
@@ -364,7 +373,7 @@ def volume_ml(
     voxel = abs(np.linalg.det(volume.affine[:3, :3])) / 1000 if volume.spacing_known else float("nan")
     return float(np.count_nonzero(mask) * voxel)
 
-# %% ../nbs/04_volume.ipynb #8b646237
+# %% ../nbs/04_volume.ipynb #65bd40dc
 def resample(
     volume: Volume,
     spacing_mm: float | int | Sequence,  # wanted: one number, or one each for slice, row, column

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import lungseg.evaluate as under_test
 from lungseg.cohort import build_store, find_cases
-from lungseg.core import CohortError, InputError, MaskError, ModelError, write_json
+from lungseg.core import CohortError, InputError, MaskError, ModelError, read_json, write_json
 from lungseg.evaluate import (
     MASK_MAKERS,
     METHODS,
@@ -25,6 +25,7 @@ from lungseg.evaluate import (
     patient_interval,
     pick,
     save_predictions,
+    tally_file,
     weights_of,
     write_evaluation,
 )
@@ -99,6 +100,62 @@ def test_nothing_kept_is_used_for_another_model(run, monkeypatch):
     calls = counting(monkeypatch)
     evaluate(run, run.parent / "store")
     assert len(calls) == 3
+
+
+def probabilities(volume):
+    probs = np.clip((-800 - np.asarray(volume.array)) / 100 + 0.5, 0.1, 0.9).astype(np.float32)
+    return probs > 0.5, probs
+
+
+def test_probabilities_are_counted_pooled_and_made_again_when_their_file_is_damaged(run, monkeypatch):
+    calls = []
+    monkeypatch.setattr(under_test, "_network", lambda _: lambda v: calls.append(1) or probabilities(v))
+    result = evaluate(run, run.parent / "store")
+    tally = result.tally("test")
+    masks = [np.asarray(result.case(name).mask) for name in SPLIT["test"]]
+    assert (tally.positives, tally.voxels) == (sum(m.sum() for m in masks), sum(m.size for m in masks))
+    scores = read_json(run / "evaluation" / "summary.json")["probabilities"]
+    assert [row["part"] for row in scores["parts"]] == ["train", "test"] and scores["threshold"] is None
+    evaluate(run, run.parent / "store")
+    assert len(calls) == 3
+    file = tally_file(run / "evaluation", "Case_001")
+    file.write_bytes(file.read_bytes()[:50])
+    again = evaluate(run, run.parent / "store")
+    assert len(calls) == 4 and again.tally("test").squared == pytest.approx(tally.squared)
+
+
+def test_another_reference_is_counted_anew(run, monkeypatch):
+    monkeypatch.setattr(under_test, "_network", lambda _: probabilities)
+    before = evaluate(run, run.parent / "store").tally("test").positives
+    npz = run.parent / "npz"
+    npz.mkdir()
+    for name in ("Case_000", "Case_001", "Case_002"):
+        case = under_test.Store(run.parent / "store").case(name)
+        smaller = np.asarray(case.mask) & (np.arange(32) > 5)
+        np.savez(npz / f"{name}.npz", hu=case.hu, mask=smaller.astype(np.uint8))
+    build_store(find_cases(npz), run.parent / "other")
+    after = evaluate(run, run.parent / "other").tally("test").positives
+    assert after < before
+
+
+def test_a_refused_case_has_no_curve_and_is_still_scored(run, monkeypatch):
+    def network(volume):
+        if volume.array[3:9, 8:24, 19:27].mean() < -500:  # the case whose second box is largest
+            raise MaskError("too much air")
+        return probabilities(volume)
+
+    monkeypatch.setattr(under_test, "_network", lambda _: probabilities)
+    assert evaluate(run, run.parent / "store").tally("test").voxels  # by other weights, which refuse nothing
+    (run / "model.safetensors").write_bytes(b"other weights")
+    monkeypatch.setattr(under_test, "_network", lambda _: network)
+    result = evaluate(run, run.parent / "store")
+    assert any("too much air" in held.reason for held in result.held)
+    with pytest.raises(InputError, match="expected a tally, found no file"):
+        result.tally("test")
+    assert result.tally("train").voxels == result.case("Case_000").mask.size
+    assert [r["part"] for r in read_json(run / "evaluation" / "summary.json")["probabilities"]["parts"]] == [
+        "train"
+    ]
 
 
 @pytest.mark.parametrize("size", [0, 7, 100, 400])

@@ -14,6 +14,7 @@ from chests import store_of, write_chests
 from typer.testing import CliRunner
 
 from lungseg import folds as under_test
+from lungseg.agreement import run_figures, save_figures
 from lungseg.cli import app
 from lungseg.cohort import Store
 from lungseg.core import CohortError, InputError, ModelError, pool, read_json
@@ -110,6 +111,23 @@ def test_each_prediction_is_of_the_network_that_did_not_see_the_case(store, done
         own = one.patients[(one.patients.case == row.case) & (one.patients.method == "network")]
         assert own.dice.item() == pytest.approx(row.dice, abs=1e-9)
         assert np.array_equal(one.prediction(row.case), result.prediction(row.case))
+
+
+def test_out_of_fold_probabilities_are_pooled(store, done):
+    pooled = load_evaluation(done).tally("test")
+    parts = [
+        load_evaluation(done / f"fold_{k}").tally("test")
+        for k in sorted({*load_evaluation(done).patients.fold})
+    ]
+    assert pooled.voxels == sum(t.voxels for t in parts) == sum(store.case(n).hu.size for n in store.names)
+    assert pooled.squared == pytest.approx(sum(t.squared for t in parts))
+
+
+def test_every_figure_is_drawn_of_out_of_fold_predictions(done, tmp_path):
+    drawn = run_figures(load_evaluation(done))
+    assert {"probabilities", "confusion_matrix", "dice_bands", "worst_four"} <= set(drawn)
+    paths = save_figures(drawn, tmp_path / "figures", ["png"])
+    assert all(p.stat().st_size > 5000 for p in paths)
 
 
 def test_the_reports_figures_read_out_of_fold_predictions(done):

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from pydicom import dcmread
@@ -177,6 +178,20 @@ def test_the_tumour_recipe_runs_to_the_end_and_is_scored_beside_its_own_baseline
     assert baseline < 0.01 * tumours.case("Case_000").mask.size  # little is invented where there is nothing
     kept = np.asarray(result.prediction("Case_000", "network"))
     assert kept.sum() == healthy.set_index("method").fp["network"]
+    (run / "store").symlink_to(tumours.path)
+    ran = CliRunner().invoke(app, ["evaluate", str(run)])
+    assert "Tumours, one by one" in ran.output and "third: apex" not in ran.output, ran.output
+    found = {
+        name: pd.read_csv(run / "evaluation" / f"{name}.csv") for name in ("lesions", "detection", "signs")
+    }
+    assert found["signs"].empty and set(found["detection"].method) == {"network", "threshold"}
+    assert len(found["lesions"]) == 2 * found["detection"].lesions.iloc[0]
+    assert (
+        CliRunner().invoke(app, ["figures", str(run), str(tmp_path / "figures"), "--format", "png"]).exit_code
+        == 0
+    )
+    drawn = {p.stem for p in (tmp_path / "figures").iterdir()}
+    assert "confusion_matrix" in drawn and "along_the_lungs" not in drawn
 
 
 def test_watching_scores_each_epoch_of_each_part(lungs, tmp_path):

@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 
 from lungseg import cli
 from lungseg.cohort import build_store, find_cases
+from lungseg.paper import report_pdf
+from lungseg.site import project_root
 
 NAME = "DOE_JANE_1951"
 RECIPE = """
@@ -68,6 +70,17 @@ def report(cohort, tmp_path_factory) -> dict:
     status, said = run("report", *words, "--out", folder / "site", "--work", folder / "work")
     assert contents(cohort) == before, "the input was changed"
     return {"status": status, "said": said, "site": folder / "site", "work": folder / "work", "words": words}
+
+
+def test_its_pages_are_printed_as_one_pdf_that_names_no_folder(report, browser, tmp_path):
+    pypdf = pytest.importorskip("pypdf", reason="needs the extra lungseg[pdf]")
+    pdf = report_pdf(project_root(), report["site"], tmp_path / "report.pdf")
+    read = pypdf.PdfReader(pdf)
+    titles = [item.title for item in read.outline]
+    assert titles[0] == "Introduction" and titles[-1] == "Appendix" and len(titles) == 9
+    text = "".join(page.extract_text() for page in read.pages)
+    assert "What was asked, of whom" in text and str(report["site"]) not in text
+    assert str(tmp_path.parent).encode() not in pdf.read_bytes()
 
 
 def test_it_ends_with_the_page_to_open_and_lists_what_was_held_back(report):

@@ -534,6 +534,9 @@ def test_the_rate_falls_on_a_plateau_of_the_validation_dice_or_else_of_the_loss(
     with patch.object(training, "validate", lambda *_, **__: nothing_better):
         judged = read_history(train(store, split, TINY.but(fit=fit), tmp_path / "judged"))
     assert judged.lr.tolist() == pytest.approx([1e-2] * 4 + [2e-3] * 2)
+    with patch.object(training, "validate", lambda *_, **__: nothing_better):
+        patient = read_history(train(store, split, TINY.but(fit=fit | {"wait": 4}), tmp_path / "patient"))
+    assert patient.lr.tolist() == pytest.approx([1e-2] * 5 + [2e-3])
     with patch.object(training.Tally, "loss", property(lambda _tally: 0.5)):
         alone = read_history(train(store, {"train": split["train"]}, TINY.but(fit=fit), tmp_path / "alone"))
     assert alone.validation_dice.isna().all()
