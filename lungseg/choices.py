@@ -65,7 +65,7 @@ def varied(
         raise InputError(f"variant: expected one of {', '.join(VARIANTS)}; got {name!r}")
     return recipe.but(name=name, **VARIANTS[name])
 
-# %% ../nbs/15a_choices.ipynb #87d7c2f6
+# %% ../nbs/15a_choices.ipynb #c23cf6a3
 def kept_table(
     name: str,  # "ablation", "field_lungs", "field_tumour", "default" or "published"
 ) -> tuple[pd.DataFrame, str]:  # the table; what it was made of and by which command
@@ -79,7 +79,9 @@ def kept_table(
         raise InputError(f"results: expected one of {known}, got {name!r}")
     about = [line[1:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line[:1] == "#"]
     with path.open(encoding="utf-8") as file:
-        return pd.read_csv(file, comment="#"), "\n".join(about)
+        table = pd.read_csv(file, comment="#")
+    whole = {c: "Int64" for c in ("parameters", "better") if c in table}  # absent for the baseline
+    return table.astype(whole), "\n".join(about)
 
 
 def write_table(
