@@ -6,10 +6,10 @@
 __all__ = ['MOST', 'Augmentation', 'generator', 'bend', 'move', 'paint_density', 'thin_lungs', 'thickness', 'change_couch',
            'cut_field', 'blurred', 'rescan', 'augment']
 
-# %% ../nbs/08a_augment.ipynb #b020e032
+# %% ../nbs/08a_augment.ipynb #1e9386ee
 import math
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -65,7 +65,7 @@ def generator(
     "A torch generator that depends on the seed and the keys, and on nothing else."
     return torch.Generator().manual_seed(int(rng(seed, *keys).integers(2**63)))
 
-# %% ../nbs/08a_augment.ipynb #366e7653
+# %% ../nbs/08a_augment.ipynb #b4ca6034
 def _uniform(b: int, limit: float, g: torch.Generator) -> Float[Tensor, " b"]:
     "One number a slice, between -limit and limit."
     return (torch.rand(b, generator=g) * 2 - 1) * limit
@@ -90,14 +90,20 @@ def bend(
     b, h, w = shape
     drawn = torch.rand(b, 2, points, points, generator=g) * 2 - 1
     drawn = drawn * _between(b, 0.0, 2 * limit, g)
-    down, across = (_bicubic(points, n) for n in (h, w))
+    down, across = (_bicubic(points, n, corners=True) for n in (h, w))
     return torch.einsum("hp,bdpq,wq->bhwd", down, drawn, across)
 
 
-def _bicubic(points: int, n: int) -> Float[Tensor, "n points"]:
+@cache
+def _bicubic(
+    points: int,
+    n: int,
+    *,
+    corners: bool,  # the outer points lie on the edge, not half a step within it
+) -> Float[Tensor, "n points"]:
     "The weights of some points in bicubic interpolation at `n` places: for so few points a product of matrices is faster."
     eye = torch.eye(points)[None, None]
-    return F.interpolate(eye, (n, points), mode="bicubic", align_corners=True)[0, 0]
+    return F.interpolate(eye, (n, points), mode="bicubic", align_corners=corners)[0, 0]
 
 
 def move(
@@ -117,17 +123,30 @@ def move(
     if not (aug.rotate_deg or aug.scale or aug.shift or aug.flip or aug.elastic):
         return images, masks
     both = torch.cat([images + 1, masks], dim=1)  # air is 0, as is what lies outside
-    grid = F.affine_grid(theta, list(both.shape), align_corners=False)
+    grid = _affine_grid(theta, h, w)
     if aug.elastic:
         grid = grid + bend((b, h, w), aug.elastic, g)
     both = F.grid_sample(both, grid, align_corners=False)
     return both[:, :-1] - 1, both[:, -1:]
 
-# %% ../nbs/08a_augment.ipynb #5c3a04da
-def _hills(b: int, h: int, w: int, g: torch.Generator) -> Float[Tensor, "b 1 h w"]:
-    "Coarse random numbers, enlarged until they are smooth: large clouds in some batches, small ones in others."
+
+def _affine_grid(theta: Float[Tensor, "b 2 3"], h: int, w: int) -> Float[Tensor, "b h w 2"]:
+    "As `F.affine_grid` without `align_corners`, which makes a product of matrices of what is a sum."
+    x, y = (((2 * torch.arange(n) + 1) / n - 1)[:, None] for n in (w, h))
+    across, down, still = (theta[:, None, :, k] for k in range(3))
+    return (x * across + still)[:, None] + (y * down)[:, :, None]
+
+# %% ../nbs/08a_augment.ipynb #9d214036
+def _coarse(b: int, g: torch.Generator) -> Float[Tensor, "b 1 cells cells"]:
+    "Coarse random numbers: large clouds in some batches, small ones in others."
     cells = int(torch.randint(3, 10, (), generator=g))  # across the picture
-    return F.interpolate(torch.randn(b, 1, cells, cells, generator=g), (h, w), mode="bicubic")
+    return torch.randn(b, 1, cells, cells, generator=g)
+
+
+def _hills(coarse: Float[Tensor, "b 1 cells cells"], h: int, w: int) -> Float[Tensor, "b 1 h w"]:
+    "Coarse numbers enlarged until they are smooth."
+    down, across = (_bicubic(coarse.shape[-1], n, corners=False) for n in (h, w))
+    return down @ coarse @ across.mT
 
 
 def paint_density(
@@ -141,16 +160,19 @@ def paint_density(
     "Raise the density of random parts of the lungs towards soft tissue; nothing outside the masks changes."
     b, _, h, w = images.shape
     between = partial(_between, b, g=g)
-    hills = _hills(b, h, w, g)
-    grain = F.interpolate(torch.randn(b, 1, h // 4, w // 4, generator=g), (h, w), mode="bilinear")
-    slope = torch.linspace(-1, 1, h)[:, None] * between(-1.0, 3.0)  # mostly denser at the back
-    cloud = torch.sigmoid((hills + slope - between(-1.0, 2.0)) * between(3.0, 15.0))
-    painted = (torch.rand(b, 1, 1, 1, generator=g) < share).float()
-    strength = painted * between(0.1, 1.1).clamp_max(1) * cloud * masks
-    target = tissue + 0.05 * torch.randn(b, 1, 1, 1, generator=g) + between(0.0, 0.15) * grain
-    return images + strength * (target - images).clamp_min(0)
+    coarse, grain = _coarse(b, g), torch.randn(b, 1, h // 4, w // 4, generator=g)
+    back, least, steep = between(-1.0, 3.0), between(-1.0, 2.0), between(3.0, 15.0)
+    painted = torch.rand(b, 1, 1, 1, generator=g) < share
+    strength = painted * between(0.1, 1.1).clamp_max(1)
+    bright, grainy = tissue + 0.05 * torch.randn(b, 1, 1, 1, generator=g), between(0.0, 0.15)
+    if not painted.any():  # everything is drawn, so that what follows is the same
+        return images
+    slope = torch.linspace(-1, 1, h)[:, None] * back  # mostly denser at the back
+    cloud = torch.sigmoid((_hills(coarse, h, w) + slope - least) * steep)
+    target = bright + grainy * F.interpolate(grain, (h, w), mode="bilinear")
+    return images + strength * cloud * masks * (target - images).clamp_min(0)
 
-# %% ../nbs/08a_augment.ipynb #0751b76c
+# %% ../nbs/08a_augment.ipynb #45d77f65
 def thin_lungs(
     images: Float[Tensor, "b c h w"],
     masks: Float[Tensor, "b 1 h w"],
@@ -162,9 +184,12 @@ def thin_lungs(
     "Lower the density of random parts of the lungs, or of all of them, towards air; nothing outside the masks changes."
     b, _, h, w = images.shape
     between = partial(_between, b, g=g)
-    cloud = torch.sigmoid((_hills(b, h, w, g) + between(-1.0, 3.0)) * between(1.0, 6.0))
-    thinned = (torch.rand(b, 1, 1, 1, generator=g) < share).float()
-    lost = thinned * between(0.0, 0.9) * cloud * masks
+    coarse, least, steep = _coarse(b, g), between(-1.0, 3.0), between(1.0, 6.0)
+    thinned = torch.rand(b, 1, 1, 1, generator=g) < share
+    strength = thinned * between(0.0, 0.9)
+    if not thinned.any():
+        return images
+    lost = strength * torch.sigmoid((_hills(coarse, h, w) + least) * steep) * masks
     dark = (1 - (images + 1) / (tissue + 1)).clamp(0, 1)  # 1 for air, 0 for soft tissue
     return images - lost * dark * (images + 1)
 
@@ -252,7 +277,7 @@ def cut_field(
     kept = torch.where(chance < share / 2, circle, rectangle | (chance >= share))
     return torch.where(kept, images, -1.0), masks * kept
 
-# %% ../nbs/08a_augment.ipynb #62d717f6
+# %% ../nbs/08a_augment.ipynb #b1b6eb2f
 def blurred(
     images: Float[Tensor, "b c h w"],
     limit: float,  # of the standard deviation, in pixels
@@ -281,13 +306,16 @@ def rescan(
 
     if aug.kernel:
         share = each(aug.kernel).clamp_min(-aug.kernel / 2)
-        padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
-        images = torch.lerp(images, F.avg_pool2d(padded, 3, stride=1), share.expand_as(images))
+        mean = F.pad(images, (1, 1, 1, 1), mode="replicate")
+        mean = mean[:, :, :-2] + mean[:, :, 1:-1] + mean[:, :, 2:]
+        mean = (mean[..., :-2] + mean[..., 1:-1] + mean[..., 2:]) / 9  # faster than pooling
+        images = torch.lerp(images, mean, share.expand_as(images))
     if aug.noise:
         images = images + each(aug.noise).abs() * torch.randn(images.shape, generator=g)
-    images = (images * (1 + each(aug.gain)) + each(aug.offset)).clamp(-1, 1)
+    images = (images * (1 + each(aug.gain))).add_(each(aug.offset)).clamp_(-1, 1)
     if aug.gamma:
-        images = ((images + 1) / 2).pow(torch.exp(each(float(np.log1p(aug.gamma))))) * 2 - 1
+        power = torch.exp(each(float(np.log1p(aug.gamma))))
+        images = images.add_(1).div_(2).pow_(power).mul_(2).sub_(1)
     return images
 
 # %% ../nbs/08a_augment.ipynb #5a9f5cbe

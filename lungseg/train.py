@@ -116,14 +116,17 @@ def parts_of(
     "In how many parts a batch is worked through."
     return math.ceil(n / math.ceil(fit.batch / fit.accumulate))
 
-# %% ../nbs/12_train.ipynb #0da77753
+# %% ../nbs/12_train.ipynb #4792e6d0
 def ahead(
     work: Iterable[Callable[[], _Done]],  # pieces of it, in order
     *,
-    threads: int = 1,
+    threads: int = 1,  # 0: done in turn, when it is asked for
     many: int = 2,  # pieces that may lie ready for each thread
 ) -> Iterator[_Done]:  # what they give, in the same order
     "Work done in threads a little ahead of who needs it; what fails there is raised here, when its turn comes."
+    if not threads:
+        yield from (piece() for piece in work)
+        return
     with ThreadPoolExecutor(threads, "slices") as pool:
         ready = deque()
         try:
@@ -158,7 +161,7 @@ def batch_of(
         )
     return for_network(images, recipe.prepare).contiguous(memory_format=torch.channels_last), masks
 
-# %% ../nbs/12_train.ipynb #e33567e6
+# %% ../nbs/12_train.ipynb #000f9f3b
 def make_net(
     recipe: Recipe,
 ) -> nn.Module:
@@ -173,7 +176,7 @@ def make_optimiser(
     fit: Fit,
 ) -> torch.optim.Optimizer:
     "AdamW, Adam or SGD with momentum."
-    rest = {"lr": fit.lr, "weight_decay": fit.weight_decay}
+    rest = {"lr": fit.lr, "weight_decay": fit.weight_decay, "fused": True}  # one pass over the weights
     if fit.optimiser == "sgd":
         return torch.optim.SGD(net.parameters(), momentum=fit.momentum, **rest)
     return {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[fit.optimiser](net.parameters(), **rest)
@@ -673,7 +676,7 @@ def _again() -> str:
         return "go on with: " + shlex.join(["lungseg", *(a for a in sys.argv[1:] if a != "--no-resume")])
     return "the same call goes on from there"
 
-# %% ../nbs/12_train.ipynb #e689fff4
+# %% ../nbs/12_train.ipynb #84e5ef3f
 IN_MEMORY = 4 * 2**30  # bytes of prepared slices that are kept in memory; more go to memory-mapped files
 
 
@@ -762,7 +765,8 @@ def _shown(
         return lambda: (indices, *batch_of(data, recipe, indices, first + k, loop.team))
 
     batches = list(enumerate(np.array_split(np.array(state.order), steps)))[state.step :]
-    threads = 1 if loop.fabric.device.type == "cpu" else min(4, os.cpu_count() or 1)
+    cores = os.cpu_count() or 1
+    threads = int(cores > 2) if loop.fabric.device.type == "cpu" else min(4, cores)
     yield from ahead((piece(k, indices) for k, indices in batches), threads=threads)
 
 
