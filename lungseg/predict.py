@@ -70,7 +70,7 @@ def load_model(
     net = net.to(device, memory_format=torch.channels_last).eval()
     return Model(net, recipe, about, precision)
 
-# %% ../nbs/13_predict.ipynb #fc497e71
+# %% ../nbs/13_predict.ipynb #c24aee5f
 UNSEEN = -30.0  # logit of what the network is not shown: a probability of 1e-13
 
 
@@ -115,6 +115,10 @@ def _answer(
         logits = model.net(images)
         if flip:
             logits = (logits + model.net(images.flip(-1)).flip(-1)) / 2
+    if logits.isnan().any():
+        raise ModelError(
+            f"{model.recipe.name}: the network's answer to slices {shown.start} to {shown.stop - 1} is not a number, so its weights are of no use"
+        )
     return logits[:, 0].float()
 
 

@@ -7,7 +7,7 @@ __all__ = ['STEPS', 'NEAR_MM', 'FAR_SHARE', 'ROUNDING_MM', 'TOLERANCES_MM', 'bor
            'code_areas', 'voxel_axes', 'short_steps', 'nearest_mm', 'SurfaceDistances', 'surface_distances',
            'hausdorff_mm', 'mean_distances_mm', 'surface_dice', 'surface_scores']
 
-# %% ../nbs/13a_surface.ipynb #9e98b98b
+# %% ../nbs/13a_surface.ipynb #df1a320d
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64, Shaped, UInt8
 
 from .core import GeometryError, InputError, Mask, MaskError
-from .metrics import ShapeMismatch
+from .metrics import check_pair
 
 # %% ../nbs/13a_surface.ipynb #62a6f21c
 def border_voxels(
@@ -41,7 +41,7 @@ def corner_codes(
         bits = np.moveaxis(along[:-1] | along[1:] << shift, 0, axis)
     return np.ascontiguousarray(bits)
 
-# %% ../nbs/13a_surface.ipynb #b0f8340f
+# %% ../nbs/13a_surface.ipynb #1a1bcd27
 @cache
 def surface_triangles() -> tuple[UInt8[np.ndarray, " triangle"], Float64[np.ndarray, "triangle 3"]]:
     "Triangles of every corner code: the code each belongs to, and its area vector where voxels have side 1."
@@ -81,7 +81,7 @@ def voxel_axes(
         raise GeometryError("affine: singular, expected three steps in mm that span a volume")
     return axes
 
-# %% ../nbs/13a_surface.ipynb #3de546ea
+# %% ../nbs/13a_surface.ipynb #cb9d8223
 STEPS = 3  # voxels along each index within which the grid is searched
 
 
@@ -99,7 +99,7 @@ def short_steps(
     order = order[length[order] < beyond]
     return steps[order], length[order]
 
-# %% ../nbs/13a_surface.ipynb #289d591f
+# %% ../nbs/13a_surface.ipynb #008d3cfe
 NEAR_MM = 10.0  # a k-d tree finds neighbours within this quickly
 FAR_SHARE = (
     1 / 400
@@ -165,7 +165,7 @@ def _perpendicular(axes: Float64[np.ndarray, "3 3"]) -> bool:
     directions = axes / np.linalg.norm(axes, axis=0)
     return bool(np.abs(directions.T @ directions - np.eye(3)).max() < 1e-9)
 
-# %% ../nbs/13a_surface.ipynb #ee80920f
+# %% ../nbs/13a_surface.ipynb #0d4fcce6
 @dataclass(frozen=True, eq=False)
 class SurfaceDistances:
     "The distances between two surfaces, both ways; all scores are made of these."
@@ -243,15 +243,9 @@ def _box(mask: Mask) -> tuple[np.ndarray, np.ndarray] | None:
 
 def _check_masks(pred: np.ndarray, ref: np.ndarray) -> None:
     "Raise `MaskError` for what is no pair of masks."
-    for name, mask in (("prediction", pred), ("reference", ref)):
-        if mask.dtype != bool:
-            raise MaskError(
-                f"{name}: values of type {mask.dtype}, expected a boolean mask, such as labels == 1"
-            )
-        if mask.ndim != 3:
-            raise MaskError(f"{name}: shape {mask.shape}, expected (slice, row, column)")
-    if pred.shape != ref.shape:
-        raise ShapeMismatch(f"prediction and reference differ in shape: {pred.shape} and {ref.shape}")
+    check_pair(pred, ref)
+    if pred.ndim != 3:
+        raise MaskError(f"prediction: shape {pred.shape}, expected (slice, row, column)")
 
 
 def _diagonal_mm(shape: tuple[int, ...], axes: Float64[np.ndarray, "3 3"]) -> float:
