@@ -1078,7 +1078,7 @@ def cohort_in(
         with first_goes_first("store"):
             return build_store(found, out / "store", workers=2, correct=asked.correct)
 
-# %% ../nbs/18_cli.ipynb #64fa3210
+# %% ../nbs/18_cli.ipynb #81ab595a
 @verb
 def train(
     data: Path,  # a cohort: DICOM cases with masks, volumes with masks, or pairs of pictures
@@ -1303,11 +1303,11 @@ def figures(
     *,
     format: list[str] | None = None,  # svg, pdf or png, repeatable; svg and pdf if none is named
 ) -> dict:
-    """Write every figure of a run's results, for a thesis or a paper.
+    """Write every figure of a run's results with a caption from its numbers, for a thesis or a paper.
 
     Example: lungseg figures _runs/first figures --format pdf
     """
-    from lungseg.agreement import check_formats, run_figures, save_figures
+    from lungseg.captions import check_formats, run_figures, save_figures
     from lungseg.evaluate import load_evaluation
 
     forms = _listed(format) or ["svg", "pdf"]
@@ -1474,11 +1474,14 @@ def step(
     yield
     timings[name] = round(perf_counter() - start, 1)
 
-# %% ../nbs/18_cli.ipynb #98a802da
+# %% ../nbs/18_cli.ipynb #22930e3c
 def safe_cases(
     data: Path,  # a cohort
     work: Path,  # gets the tag table, the de-identified files and their secret
     series: str | int | None = None,  # which of several CT series of a case
+    *,
+    target: str = "lungs",  # what the masks are of
+    asked: Asked = Asked(),
 ) -> tuple["Found", list[Held], dict[str, str]]:  # the cases on de-identified files; what was held; new names
     "Find a cohort's cases and, if they are DICOM, tabulate their tags and go on with de-identified copies."
     from lungseg.audit import audit
@@ -1486,7 +1489,9 @@ def safe_cases(
     from lungseg.deidentify import deidentify
     from lungseg.dicom import differences, identity_claims, survey, tag_table
 
-    found = find_cases(data, series=series)
+    found = find_cases(
+        data, series=series, target=target, roi=list(asked.roi), negatives=list(asked.negative)
+    )
     if all(_is_plain(file) for case in found.cases for file in case.image):
         return found, [], {}
     done = deidentify(data, work / "deidentified", secret=work / "secret", workers=2, replace=True)
@@ -1518,7 +1523,7 @@ def _is_plain(file: Path) -> bool:
 
 SAID = "held back before de-identification; its name may identify somebody, so only the command says it"
 
-# %% ../nbs/18_cli.ipynb #0674f90d
+# %% ../nbs/18_cli.ipynb #cc8d0d02
 MADE = ("deidentified", "store", "run", "site")  # in a report's working folder
 BESIDE = ("deidentified.report.html", "deidentified.report.csv", "deidentified.keys.csv")  # and these files
 
@@ -1571,6 +1576,10 @@ def report(
     set: list[str] | None = None,  # a key of the recipe to change, repeatable: fit.lr=0.01
     test: list[str] | None = None,  # a case to test on, repeatable; otherwise as --split says
     split: str = "drawn",  # drawn (by sex), balanced (in empty slices), given (by folders), lctsc, or FILE.json
+    roi: list[str]
+    | None = None,  # name of an ROI, segment or npz array to learn, repeatable, where names are strange
+    negative: list[str]
+    | None = None,  # a case without tumour that has no masks, repeatable, for recipes that look for tumours
     series: str
     | None = None,  # of several CT series in a case: place in the list, UID, "thickest axial lung"
     correct: bool = False,  # resample missing slices, uneven steps and gantry tilt, instead of refusing them
@@ -1588,7 +1597,7 @@ def report(
     """
     from lungseg.cohort import build_store
     from lungseg.distributed import alone_in_this
-    from lungseg.evaluate import BASELINE
+    from lungseg.evaluate import BASELINES
     from lungseg.evaluate import evaluate as score
     from lungseg.reading import not_there, opened
     from lungseg.paper import find_browser, report_pdf
@@ -1610,10 +1619,11 @@ def report(
         data = work / "cohort"
         with step(facts, "Cohort: twelve synthetic patients"):
             if not data.exists():
-                phantom(data, seed=seed)
+                phantom(data, seed=seed, tumours=settings.target == "tumour")
     with opened(data) as place:
         with step(facts, "De-identification"):
-            found, held, names = safe_cases(place, work, which(series))
+            asked = Asked(series, correct, tuple(_listed(roi)), tuple(_listed(negative)))
+            found, held, names = safe_cases(place, work, which(series), target=settings.target, asked=asked)
             held += not_there(place)
         with step(facts, "Volumes"):
             store = build_store(found, work / "store", workers=2, correct=correct)
@@ -1640,7 +1650,7 @@ def report(
         index="case", columns="method", values="dice"
     )
     say = "".join(f"{remark}\n" for remark in in_short(remarks))
-    say += f"\n3-D Dice of the test patients\n{table.round(4).to_string()}\n\nthreshold: {BASELINE}\n\nOpen {page}"
+    say += f"\n3-D Dice of the test patients\n{table.round(4).to_string()}\n\nthreshold: {BASELINES[store.target]}\n\nOpen {page}"
     return {
         "page": str(page),
         "dice": table.to_dict("index"),

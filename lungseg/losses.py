@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['bce', 'weighted_bce', 'focal_loss', 'soft_dice_loss', 'tversky_loss', 'signed_distance', 'boundary_loss',
-           'CombinedLoss', 'alpha_at', 'boundary_at', 'make_loss']
+           'CombinedLoss', 'alpha_at', 'boundary_at', 'weights_at', 'make_loss']
 
 # %% ../nbs/10_losses.ipynb #96c3c4b9
 from collections.abc import Callable
@@ -198,7 +198,7 @@ class CombinedLoss(nn.Module):
         "The weights, for printing."
         return f"alpha={self.alpha:g}, boundary={self.boundary:g}"
 
-# %% ../nbs/10_losses.ipynb #73f3c204
+# %% ../nbs/10_losses.ipynb #e8ec35c4
 def alpha_at(
     loss: Any,  # the `[loss]` table of a recipe
     epoch: int,  # from 0
@@ -214,6 +214,18 @@ def boundary_at(
 ) -> float:
     "The weight of the surface's loss in an epoch: from 0 in the first rising to `boundary` in the last."
     return loss.boundary * min(1.0, epoch / (epochs - 1)) if epochs > 1 else loss.boundary
+
+
+def weights_at(
+    loss: Any,  # the `[loss]` table of a recipe
+    epoch: int,  # from 0
+    epochs: int,  # in all
+) -> dict[str, float]:  # pixel_weight, overlap_weight, surface_weight; empty if they never change
+    "What each part of the loss weighs in an epoch, for the history."
+    if not loss.boundary and (not loss.first_epochs or loss.first_alpha == loss.alpha):
+        return {}
+    alpha, boundary = alpha_at(loss, epoch), boundary_at(loss, epoch, epochs)
+    return {"pixel_weight": alpha, "overlap_weight": 1 - alpha, "surface_weight": boundary}
 
 # %% ../nbs/10_losses.ipynb #de172ba2
 def _minus_dice(logits: Tensor, target: Tensor, **options: Any) -> Tensor:

@@ -8,7 +8,7 @@ __all__ = ['KEEP_EVERY', 'LOOK_EVERY', 'IN_MEMORY', 'PAYS_AFTER', 'choose_device
            'confusion', 'Tally', 'validate', 'slice_means', 'Loop', 'train_epoch', 'go_round', 'train', 'Pause',
            'begin', 'EagerWarning', 'compiled']
 
-# %% ../nbs/12_train.ipynb #a9a301e8
+# %% ../nbs/12_train.ipynb #f7ccc818
 import math
 import os
 import shlex
@@ -40,7 +40,7 @@ from .augment import augment, generator, thickness
 from .cohort import Store
 from .core import CohortError, ModelError, progress, read_json, write_json
 from .distributed import ALONE, Team, join, place_slices, share_batch_norms, share_dropout
-from .losses import make_loss
+from .losses import make_loss, weights_at
 from .metrics import Counts
 from .networks import EncoderWarning, build_network, freeze, names_of, take_encoder
 from .recipe import Fit, Recipe
@@ -403,7 +403,7 @@ def slice_means(
         "dice": float(counts.dice()[holds].mean()) if holds.any() else math.nan,
     }
 
-# %% ../nbs/12_train.ipynb #f7f35ee1
+# %% ../nbs/12_train.ipynb #439b7415
 @dataclass
 class Loop:
     "What a training goes round with."
@@ -458,6 +458,7 @@ def train_epoch(
         "epoch": epoch + 1.0,
         "step": (epoch + 1.0) * steps,
         "lr": learning_rate((epoch + 1) * steps - 1, loop.epochs * steps, fit, drops),
+        **weights_at(recipe.loss, epoch, loop.epochs),
         "train_loss": tally.loss,
         "train_dice": float(tally.counts.dice()),
         "train_accuracy": float(tally.counts.accuracy()),

@@ -69,7 +69,7 @@ def in_house_style(
 
     return in_style
 
-# %% ../nbs/11e_watch.ipynb #aa4bde89
+# %% ../nbs/11e_watch.ipynb #15198f38
 @in_house_style
 def draw_history(
     history: "pd.DataFrame",  # one row an epoch, as `read_history` gives it; not empty
@@ -79,15 +79,20 @@ def draw_history(
     | None = None,  # its schedule is drawn, too; not that of "plateau", which nobody knows beforehand
     epochs: int = 0,  # in all, as far as is known; 0: as many as there are
 ) -> "Figure":
-    "Loss, Dice and learning rate over the epochs, for training and validation. Raises `ModelError` without any epoch."
+    """Loss, Dice and learning rate over the epochs, for training and validation; and what the parts of the loss weigh, if that changes.
+
+    Raises `ModelError` without any epoch.
+    """
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
     if not len(history):
         raise ModelError("history: expected at least one epoch, got none")
     epochs = max(epochs, int(history.epoch.max()))
-    fig, axes = plt.subplots(1, len(scores) + 1, figsize=(2.6 * (len(scores) + 1), 2.5))
-    *panels, rate = axes
+    weights = [part for part in ("pixel", "overlap", "surface") if f"{part}_weight" in history]
+    count = len(scores) + 1 + bool(weights)
+    fig, axes = plt.subplots(1, count, figsize=(2.6 * count, 2.5))
+    panels, rate = axes[: len(scores)], axes[len(scores)]
     for ax, what in zip(panels, scores, strict=True):
         for part in ("train", "validation"):
             if (column := f"{part}_{what}") in history:
@@ -101,6 +106,13 @@ def draw_history(
         rate.plot([(step + 1) / each for step in steps], planned, color="0.75", lw=1, label="planned")
     rate.plot(history.epoch, history.lr, color="0.2", marker=".", ms=4, label="at each epoch's end")
     rate.set(title="Learning rate", xlim=(0, epochs + 0.5))
+    for part, look in zip(weights, ("-", "--", ":")[: len(weights)], strict=True):
+        axes[-1].plot(
+            history.epoch, history[f"{part}_weight"], look, color="0.2", drawstyle="steps-mid", label=part
+        )
+    if weights:
+        axes[-1].set(title="Weights of the loss", xlim=(0.5, epochs + 0.5))
+        axes[-1].legend()
     for ax in axes:
         ax.set_xlabel("epoch")
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))

@@ -14,7 +14,7 @@ from chests import store_of, write_chests
 from typer.testing import CliRunner
 
 from lungseg import folds as under_test
-from lungseg.agreement import run_figures, save_figures
+from lungseg.captions import run_figures, save_figures
 from lungseg.cli import app
 from lungseg.cohort import Store
 from lungseg.core import CohortError, InputError, ModelError, pool, read_json
@@ -127,7 +127,7 @@ def test_every_figure_is_drawn_of_out_of_fold_predictions(done, tmp_path):
     drawn = run_figures(load_evaluation(done))
     assert {"probabilities", "confusion_matrix", "dice_bands", "worst_four"} <= set(drawn)
     paths = save_figures(drawn, tmp_path / "figures", ["png"])
-    assert all(p.stat().st_size > 5000 for p in paths)
+    assert all(p.stat().st_size > 5000 for p in paths if p.suffix == ".png")
 
 
 def test_the_reports_figures_read_out_of_fold_predictions(done):
