@@ -304,7 +304,7 @@ def picked_panels(
         )
     return panels
 
-# %% ../nbs/15_figures.ipynb #7460a8b3
+# %% ../nbs/15_figures.ipynb #467186a3
 def patient_in_words(
     evaluation: Evaluation,  # where the scores are
     case: str,  # a patient of the part that is judged
@@ -316,12 +316,13 @@ def patient_in_words(
     patients = network.patients.set_index("case")
     patient, slices = patients.loc[case], network.slices[network.slices.case == case]
     baseline = evaluation.part(part, "threshold").patients.set_index("case").dice.get(case, np.nan)
+    beside = "has none" if np.isnan(baseline) else f"{baseline:.3f}"
     among = f"the {which} of {counted(len(patients), f'{part} patient')}"
     words = (
         f"**{case} is {among if len(patients) > 1 else f'the only {part} patient'}: 3-D Dice {patient.dice:.3f} "
-        f"(threshold baseline {baseline:.3f}), precision {patient.precision:.3f}, recall {patient.recall:.3f}.** "
-        f"Of its {patient.slices} slices {patient.nan_slices} hold no lung and rightly none was predicted, "
-        f"in {patient.false_positive_slices} lung was invented, and in {patient.missed_slices} it was missed."
+        f"(threshold baseline {beside}), precision {patient.precision:.3f}, recall {patient.recall:.3f}.** "
+        f"Of its {patient.slices} slices {patient.nan_slices} are empty and rightly nothing was predicted, "
+        f"in {patient.false_positive_slices} something was invented, and in {patient.missed_slices} all was missed."
     )
     if slices.dice.isna().all():
         return words
@@ -428,7 +429,7 @@ def intensity_histograms(
         axes[0].legend()
     return fig
 
-# %% ../nbs/15_figures.ipynb #89d7d303
+# %% ../nbs/15_figures.ipynb #e98b11f3
 def case_panels(
     store: Store,  # the cases
 ) -> list[Panel]:
@@ -447,13 +448,13 @@ def case_panels(
 def lung_shares(
     balance: pd.DataFrame,  # from `class_balance`, one row a case
     *,
-    column: str = "lung_share",  # share of voxels that are lung
+    column: str = "lung_share",  # share of voxels that are lung, or tumour
 ) -> Figure:
-    "The share of voxels that are lung, one bar a case."
+    "The share of voxels that are lung, or tumour, one bar a case."
     fig, ax = plt.subplots(figsize=(6, 0.8 + 0.2 * len(balance)))
     bars = ax.barh(balance.index.astype(str), 100 * balance[column], color=REFERENCE, height=0.65)
-    ax.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
+    ax.bar_label(bars, fmt="%.3g", padding=3, fontsize=8)
     ax.invert_yaxis()
-    ax.set(xlabel="lung, % of voxels")
+    ax.set(xlabel=f"{column.removesuffix('_share')}, % of voxels")
     ax.grid(axis="y", visible=False)
     return fig
