@@ -6,7 +6,7 @@
 __all__ = ['probability_curves', 'probabilities_in_words', 'confusion_matrix', 'limits_of_agreement', 'bland_altman',
            'volumes_in_words', 'sorted_scores', 'band_bars', 'strata_dots', 'four_pictures', 'contact_sheet']
 
-# %% ../nbs/15b_agreement.ipynb #045c276e
+# %% ../nbs/15b_agreement.ipynb #09c653ce
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from .core import InputError
 from .curves import Tally, brier, calibration, calibration_error, counts_at, precision_recall, roc
-from .evaluate import METHODS, SPLITS, Evaluation, counted, known_affine, pixel_scores
+from .evaluate import METHODS, SPLITS, Evaluation, counted, known_affine, pixel_scores, sides_known
 from lungseg.figures import (
     LUNG_WINDOW,
     METHOD_COLOUR,
@@ -116,7 +116,7 @@ def confusion_matrix(
         ax.grid(visible=False)
     return fig
 
-# %% ../nbs/15b_agreement.ipynb #f9a978e1
+# %% ../nbs/15b_agreement.ipynb #ddbd9955
 def limits_of_agreement(
     patients: pd.DataFrame,  # one row a case of one method: pred_ml, ref_ml
 ) -> tuple[
@@ -163,10 +163,10 @@ def volumes_in_words(
     if np.isnan(bias):
         return "The size of the voxels is unknown, so nothing can be said in ml."
     limits = f"; of 95% of such patients between {low:+.0f} and {high:+.0f} ml" if low == low else ""
-    share = bias / patients.ref_ml.mean()
+    share = f" ({bias / mean:+.1%})" if (mean := patients.ref_ml.mean()) > 0 else ""
     n = int((patients.pred_ml - patients.ref_ml).notna().sum())
     few = f" With {counted(n, 'case')} such limits are a rough guess." if n < 10 else ""
-    return f"The predicted volume differs from the reference's by {bias:+.0f} ml on average ({share:+.1%}){limits} (n = {counted(n, 'case')}).{few}"
+    return f"The predicted volume differs from the reference's by {bias:+.0f} ml on average{share}{limits} (n = {counted(n, 'case')}).{few}"
 
 # %% ../nbs/15b_agreement.ipynb #cd3133a9
 @in_house_style
@@ -230,7 +230,7 @@ def strata_dots(
         ax.grid(axis="y", visible=False)
     return fig
 
-# %% ../nbs/15b_agreement.ipynb #ee12ff15
+# %% ../nbs/15b_agreement.ipynb #e41b9182
 @in_house_style
 def four_pictures(
     evaluation: Evaluation,  # where cases and predictions are
@@ -245,9 +245,10 @@ def four_pictures(
     for row in picked.itertuples():
         case, i = evaluation.case(row.case), row.slice
         ref, pred = np.asarray(case.mask[i]), evaluation.prediction(row.case, row.method)[i]
-        rows.append((f"{row.case}, slice {i}", np.asarray(case.hu[i]), ref, pred, known_affine(case)))
+        place = known_affine(case), sides_known(case)
+        rows.append((f"{row.case}, slice {i}", np.asarray(case.hu[i]), ref, pred, *place))
     fig, axes = plt.subplots(len(rows), 4, figsize=(10, 2.7 * len(rows)), squeeze=False)
-    for line, (name, hu, ref, pred, affine) in zip(axes, rows, strict=True):
+    for line, (name, hu, ref, pred, affine, sided) in zip(axes, rows, strict=True):
         steps = np.eye(3) if affine is None else affine[:3, :3]
         aspect = np.linalg.norm(steps[:, 1]) / np.linalg.norm(steps[:, 2])
         outlines = {"reference": (ref, REFERENCE), "prediction": (pred, PREDICTION)}
@@ -261,7 +262,7 @@ def four_pictures(
             for mask, colour in wrong.get(title, []):
                 ax.imshow(_painted(mask, colour), aspect=aspect)
             crop_to_body(ax, hu)
-            mark_sides(ax, affine)
+            mark_sides(ax, affine, sided=sided)
             ax.set_title(title, fontsize=8)
             ax.set_axis_off()
     return fig
@@ -282,10 +283,9 @@ def contact_sheet(
 ) -> Figure:
     "Slices one after the other, with reference and prediction in outline. Raises `InputError` if none is left."
     stored, pred = evaluation.case(case), evaluation.prediction(case, method)
+    place = {"affine": known_affine(stored), "sided": sides_known(stored)}
     panels = [
-        Panel(
-            np.asarray(stored.hu[i]), f"slice {i}", np.asarray(stored.mask[i]), pred[i], known_affine(stored)
-        )
+        Panel(np.asarray(stored.hu[i]), f"slice {i}", np.asarray(stored.mask[i]), pred[i], **place)
         for i in range(first, min(first + count, len(pred)))
     ]
     return slice_panels(panels, columns=5)

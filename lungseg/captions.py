@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'LATEX', 'scores_in_words', 'training_in_words', 'accuracy_in_words', 'along_in_words', 'bands_in_words',
-           'pixels_in_words', 'strata_in_words', 'picked_in_words', 'augmentation_gallery', 'augmentation_in_words',
-           'Plate', 'run_figures', 'empty_examples', 'first_filled', 'chosen_threshold', 'check_formats',
-           'save_figures']
+           'pixels_in_words', 'strata_in_words', 'picked_in_words', 'augmentation_gallery', 'gallery_case',
+           'augmentation_in_words', 'Plate', 'run_figures', 'empty_examples', 'first_filled', 'chosen_threshold',
+           'check_formats', 'save_figures']
 
-# %% ../nbs/15c_captions.ipynb #f0a765ee
+# %% ../nbs/15c_captions.ipynb #7bcd7931
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +22,11 @@ from .agreement import band_bars, bland_altman, confusion_matrix, contact_sheet
 from .agreement import four_pictures, probabilities_in_words, probability_curves
 from .agreement import sorted_scores, strata_dots, volumes_in_words
 from .augment import Augmentation, augment, generator
-from .cohort import Store
+from .cohort import Store, mask_voxels
 from .core import InputError, read_json, writing
 from .differences import difference
 from .evaluate import Evaluation, counted, pick, pixel_scores
-from .figures import Panel, accuracy_against_dice, box_plots, dice_along_lungs, heatmaps
+from .figures import REFERENCE, accuracy_against_dice, box_plots, dice_along_lungs, heatmaps
 from .figures import histograms, intensity_counts, intensity_histograms
 from .figures import network_against_threshold, picked_panels, slice_panels
 from .figures import tissue_in_words, training_curves
@@ -37,7 +37,7 @@ from .strata import all_strata, dice_bands, empty_bands
 from .unet import count_parameters, draw_unet
 from .watch import in_house_style
 
-# %% ../nbs/15c_captions.ipynb #643f500a
+# %% ../nbs/15c_captions.ipynb #f69342c3
 def scores_in_words(
     table: pd.DataFrame,  # rows of one split and method: slices or cases
     score: str = "dice",
@@ -52,6 +52,8 @@ def scores_in_words(
     last = known.iloc[int(known[score].to_numpy().argmin())]
     place = f"{last.case}, slice {last.slice}" if "slice" in table else last.case
     most = f", nine in ten {tenth:.3f}" if len(known) >= 10 else ""
+    if len(known) == 1:
+        return f"The only {what} with {article} {name} has {last[score]:.3f} ({place})."
     return (
         f"Half of {counted(len(known), what)} reach {article} {name} of {half:.3f}{most}; "
         f"the lowest is {last[score]:.3f} ({place})."
@@ -66,11 +68,12 @@ def training_in_words(
     said = f"After {counted(len(history), 'epoch')} the training Dice is {last.train_dice:.3f}"
     if history.validation_dice.isna().all():
         return f"{said}; nobody was set aside for validation."
-    best = history.loc[history.validation_dice.idxmax()]
+    best = history[history.validation_dice == history.validation_dice.max()].iloc[-1]  # as weights are kept
     ahead = last.train_dice - last.validation_dice
     return (
         f"{said}, {abs(ahead):.3f} {'above' if ahead > 0 else 'below'} validation, "
-        f"which was best after epoch {best.epoch:.0f} ({best.validation_dice:.3f})."
+        f"which was best after epoch {best.epoch:.0f} ({best.validation_dice:.3f}). "
+        "Training is scored on slices that vary while the weights change, validation on whole patients: the two need not meet."
     )
 
 
@@ -96,8 +99,13 @@ def along_in_words(
     "The mean Dice at the base, in the middle, and at the apex of the lungs."
     own = slices[slices.ref_voxels > 0]
     ends = (own.position < 0.1) | (own.position > 0.9)
-    low, middle, high = (own[w].dice.mean() for w in (own.position < 0.1, ~ends, own.position > 0.9))
-    return f"The mean slice Dice is {low:.3f} in the lowest tenth of the lungs, {middle:.3f} in the middle, and {high:.3f} in the highest tenth."
+    parts = {
+        "in the lowest tenth of the lungs": own.position < 0.1,
+        "in the middle": ~ends,
+        "in the highest tenth": own.position > 0.9,
+    }
+    said = [f"{own[rows].dice.mean():.3f} {where}" for where, rows in parts.items() if rows.any()]
+    return f"The mean slice Dice is {', '.join(said)}." if said else "No slice holds lung."
 
 
 def bands_in_words(
@@ -122,10 +130,10 @@ def pixels_in_words(
 ) -> str:
     "Precision and recall over all pixels."
     own = pixels[pixels.method == method].iloc[0]
-    return (
-        f"Of all pixels that the {method} marked {own.precision:.2%} are right, and of all that it should have "
-        f"marked it found {own.recall:.2%}."
-    )
+    marked, there = own.tp + own.fp, own.tp + own.fn
+    right = f"{own.precision:.2%} of the pixels that it marked are right" if marked else "it marked nothing"
+    found = f"it found {own.recall:.2%} of those it should have" if there else "there was nothing to find"
+    return f"Of the {method}: {right}, and {found}."
 
 
 def strata_in_words(
@@ -136,7 +144,7 @@ def strata_in_words(
     for per, own in strata.dropna(subset="mean").groupby("per", sort=False):
         low, what = own.loc[own["mean"].idxmin()], {"slices": "slice Dice", "patients": "3-D Dice"}[per]
         said.append(
-            f"Among strata of {per} the lowest mean {what} is in {low.stratum}: {low.of}, {low['mean']:.3f}."
+            f"Among strata of {per} the lowest mean {what} is in {low.stratum}: {low.of}, {low['mean']:.3f} (n = {low.patients})."
         )
     return " ".join(said)
 
@@ -148,12 +156,12 @@ def picked_in_words(
     "Which slices these are, with their scores."
     name = {"dice": "Dice"}.get(score, score)
     each = (
-        f"{row.case} slice {row.slice} ({'empty' if row[score] != row[score] else f'{name} {row[score]:.4g}'})"
+        f"{row.case} slice {row.slice} ({'empty' if row[score] != row[score] else f'{name} {row[score]:.6g}'})"
         for _, row in picked.iterrows()
     )
     return f"{', '.join(each)}."
 
-# %% ../nbs/15c_captions.ipynb #683f3c1f
+# %% ../nbs/15c_captions.ipynb #e941356a
 @in_house_style
 def augmentation_gallery(
     store: Store,
@@ -177,10 +185,21 @@ def augmentation_gallery(
             x, m = augment(x, m, recipe.augment, chance, tissue=recipe.prepare.tissue)
         ax.imshow(x[0, x.shape[1] // 2].numpy(), cmap="gray", vmin=-1, vmax=1)
         if m.any():
-            ax.contour(m[0, 0].numpy(), [0.5], colors="tab:blue", linewidths=1)
+            ax.contour(m[0, 0].numpy(), [0.5], colors=REFERENCE, linewidths=1)
         ax.set_title(title, fontsize=9)
         ax.set_axis_off()
     return fig
+
+
+def gallery_case(
+    evaluation: Evaluation,
+) -> str | None:  # None if no case has a reference
+    "The training case whose reference is largest; without any, such a case of those that are there."
+    store, patients = Store(evaluation.store), evaluation.patients
+    learned = patients.case[patients.split == "train"].unique()
+    filled = {name: mask_voxels(store.meta(name)) for name in (learned if len(learned) else store.names)}
+    known = {name: n for name, n in filled.items() if n}
+    return max(known, key=known.get) if known else None
 
 
 def augmentation_in_words(
@@ -190,7 +209,7 @@ def augmentation_in_words(
     varied = [f"{name} {value:g}" for name, value in vars(augmentation).items() if value]
     return f"What varies: {', '.join(varied)}." if varied else "Nothing varies."
 
-# %% ../nbs/15c_captions.ipynb #69ece5f0
+# %% ../nbs/15c_captions.ipynb #c1c180c6
 @dataclass(frozen=True, eq=False)
 class Plate:
     "A figure with what it says."
@@ -213,18 +232,19 @@ def _of_training(evaluation: Evaluation) -> dict[str, Plate]:
     drawn, run, store = {}, evaluation.run, Store(evaluation.store)
     if (run / "history.csv").is_file():
         history = read_history(run)
+        weights = ", and what the parts of the loss weigh" if "overlap_weight" in history else ""
         drawn["training"] = Plate(
             training_curves(history),
-            f"Loss, Dice, accuracy and learning rate after each epoch. {training_in_words(history)}",
+            f"Loss, Dice, accuracy and learning rate after each epoch{weights}. {training_in_words(history)}",
             "Line plots against the epoch, of training and validation.",
         )
     if (run / "recipe.toml").is_file():
         recipe = load_recipe(run / "recipe.toml")
-        drawn |= _of_recipe(recipe, store)
+        drawn |= _of_recipe(recipe, store, gallery_case(evaluation))
     return drawn
 
 
-def _of_recipe(recipe: Recipe, store: Store) -> dict[str, Plate]:
+def _of_recipe(recipe: Recipe, store: Store, case: str | None) -> dict[str, Plate]:
     from lungseg.train import make_net
 
     net, size, drawn = make_net(recipe), (recipe.prepare.size,) * 2, {}
@@ -233,11 +253,10 @@ def _of_recipe(recipe: Recipe, store: Store) -> dict[str, Plate]:
         f"The network, {count_parameters(net):,} weights. Each box is a stage with rows × columns × channels.",
         "Boxes that become lower and wider to the middle and back, joined by arrows.",
     )
-    named = [name for name in store.names if store.case(name).mask is not None]
-    if named:
+    if case:
         drawn["augmentation"] = Plate(
-            augmentation_gallery(store, named[0], recipe),
-            f"A slice of {named[0]} as it is, and as training shows it. {augmentation_in_words(recipe.augment)}",
+            augmentation_gallery(store, case, recipe),
+            f"A slice of {case} as it is, and as training shows it. {augmentation_in_words(recipe.augment)}",
             "Eight small axial slices, each varied in its own way, with the reference in outline.",
         )
     counts = intensity_counts(store, recipe.prepare)
@@ -260,7 +279,7 @@ def _of_scores(evaluation: Evaluation) -> dict[str, Plate]:
     drawn = {
         "patients": Plate(
             network_against_threshold(patients),
-            f"3-D Dice of each {part} case with the network (orange) and with the baseline (grey). Network minus baseline, {apart}.",
+            f"3-D Dice of each {part} case with the network (orange) and with the baseline (grey). Network minus baseline, {apart}. {apart.warning}".strip(),
             "Horizontal lines, one a case, that join the Dice of two methods.",
         ),
         "patient_boxes": Plate(
@@ -281,7 +300,7 @@ def _of_scores(evaluation: Evaluation) -> dict[str, Plate]:
         "accuracy_histograms": Plate(
             histograms(by_network, "accuracy", log=True),
             f"Slice accuracy. {scores_in_words(own, 'accuracy')} Logarithmic counts.",
-            "Histograms of accuracy, one panel a part, all near 1.",
+            "Histograms of accuracy, one panel a part.",
         ),
         "dice_in_order": Plate(
             sorted_scores(by_network), f"{spread} In ascending order.", "Ascending curves, one a part."
@@ -294,7 +313,7 @@ def _of_scores(evaluation: Evaluation) -> dict[str, Plate]:
         "accuracy_against_dice": Plate(
             accuracy_against_dice(own),
             f"Accuracy against Dice, one point a {part} slice, coloured by how much of it the reference fills. {accuracy_in_words(own)}",
-            "Scatter; slices with a small reference have a high accuracy with any Dice.",
+            "Scatter of accuracy against Dice, coloured by the size of the reference.",
         ),
         "heatmaps": Plate(
             heatmaps(own),
@@ -359,28 +378,36 @@ def _of_slices(evaluation: Evaluation) -> dict[str, Plate]:
         own = evaluation.part(part)
         before = "" if part == evaluation.judged else f"{part}_"
         for name, picked, score in _chosen(own.slices):
+            if picked.empty:
+                continue
             drawn[f"{before}{name}"] = Plate(
                 slice_panels(picked_panels(evaluation, picked)),
                 f"{name.replace('_', ' ').capitalize()} of the {part} cases: {picked_in_words(picked, score)} {outlined}",
                 "Axial slices with reference and prediction in outline.",
             )
-        for case in pick(own.patients, "worst", 1).case if part == evaluation.judged else ():
-            picked = pick(own.slices, "worst", 2, per_patient=1)
-            drawn["worst_four"] = Plate(
-                four_pictures(evaluation, picked),
-                f"Slice, reference, prediction and difference: {picked_in_words(picked)} Missed blue, invented orange.",
-                "Rows of four axial pictures.",
-            )
-            first, said = (
-                first_filled(own.slices[own.slices.case == case]),
-                scores_in_words(own.slices[own.slices.case == case]),
-            )
-            drawn["contact_sheet"] = Plate(
-                contact_sheet(evaluation, case, first=first),
-                f"Slices of the worst case, {case}, from slice {first} on. {said} {outlined}",
-                "Twenty small axial slices.",
-            )
-    return drawn
+    return drawn | _of_the_worst(evaluation)
+
+
+def _of_the_worst(evaluation: Evaluation) -> dict[str, Plate]:
+    own = evaluation.part(evaluation.judged)
+    picked, worst = pick(own.slices, "worst", 2, per_patient=1), pick(own.patients, "worst", 1)
+    if picked.empty or worst.empty:
+        return {}
+    case = worst.case.item()
+    slices = own.slices[own.slices.case == case]
+    first = first_filled(slices)
+    return {
+        "worst_four": Plate(
+            four_pictures(evaluation, picked),
+            f"Slice, reference, prediction and difference: {picked_in_words(picked)} Missed blue, invented orange.",
+            "Rows of four axial pictures.",
+        ),
+        "contact_sheet": Plate(
+            contact_sheet(evaluation, case, first=first),
+            f"Slices of the worst case, {case}, from slice {first} on. {scores_in_words(slices)} Reference blue, prediction orange.",
+            "Small axial slices.",
+        ),
+    }
 
 
 def _chosen(slices: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame, str]]:
@@ -418,7 +445,7 @@ def chosen_threshold(
     )
     return found["value"] if found else 0.5
 
-# %% ../nbs/15c_captions.ipynb #4634bdd2
+# %% ../nbs/15c_captions.ipynb #eb5ae6ec
 FORMATS = ("svg", "pdf", "png")
 
 
@@ -444,7 +471,7 @@ def save_figures(
     for name, plate in plates.items():
         about = {"Title": plate.caption}
         for form in formats:
-            more = {"svg": {"Description": plate.alt}, "pdf": {"Subject": plate.alt}}.get(form, {})
+            more = {"Subject" if form == "pdf" else "Description": plate.alt}
             path = folder / f"{name}.{form}"
             with writing(path) as beside, plt.rc_context({"svg.fonttype": "none", "pdf.fonttype": 42}):
                 plate.figure.savefig(beside, format=form, dpi=200, metadata=about | more)

@@ -1523,7 +1523,7 @@ def _is_plain(file: Path) -> bool:
 
 SAID = "held back before de-identification; its name may identify somebody, so only the command says it"
 
-# %% ../nbs/18_cli.ipynb #cc8d0d02
+# %% ../nbs/18_cli.ipynb #f7d6d3f9
 MADE = ("deidentified", "store", "run", "site")  # in a report's working folder
 BESIDE = ("deidentified.report.html", "deidentified.report.csv", "deidentified.keys.csv")  # and these files
 
@@ -1646,11 +1646,10 @@ def report(
             report_pdf(project, out, pdf)
     if keep_pages:
         keep_outputs(project, run=run, work=work / "site")
-    table = result.patients.query("split == 'test'").pivot_table(
-        index="case", columns="method", values="dice"
-    )
+    judged = result.patients[result.patients.split == result.judged]
+    table = judged.pivot_table(index="case", columns="method", values="dice", dropna=False)
     say = "".join(f"{remark}\n" for remark in in_short(remarks))
-    say += f"\n3-D Dice of the test patients\n{table.round(4).to_string()}\n\nthreshold: {BASELINES[store.target]}\n\nOpen {page}"
+    say += f"\n3-D Dice of the {result.judged} cases\n{table.round(4).to_string()}\n\nthreshold: {BASELINES[store.target]}\n\nOpen {page}"
     return {
         "page": str(page),
         "dice": table.to_dict("index"),

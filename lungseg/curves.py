@@ -80,7 +80,7 @@ def _edge(bins: Integer[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
 def _bins_of(probs: Num[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
     return _numbered(_flagged(probs, np.zeros(probs.shape, bool))[0])
 
-# %% ../nbs/13b_curves.ipynb #1d6bf01e
+# %% ../nbs/13b_curves.ipynb #f09277ae
 @dataclass(frozen=True, eq=False)
 class Tally:
     "How many voxels of either class were given each probability. Tallies of one part add up."
@@ -238,7 +238,7 @@ def _merged(some: list[tuple]) -> tuple:  # of bins, positive, negative, value e
     held = counts.any(0)
     return names[held], *counts[:, held], value[held]
 
-# %% ../nbs/13b_curves.ipynb #7dbd2d87
+# %% ../nbs/13b_curves.ipynb #7969e07a
 def save_tally(
     tally: Tally,
     path: Path | str,  # ends in .npz
@@ -301,7 +301,7 @@ def _problem(
     voxels = positive.sum() + negative.sum()
     return "" if 0 <= squared <= voxels else "its sum of squared errors is impossible"
 
-# %% ../nbs/13b_curves.ipynb #35a78985
+# %% ../nbs/13b_curves.ipynb #7b1ce4a0
 @dataclass(frozen=True, eq=False)
 class Curve:
     "A score against another, from the highest threshold to the lowest, with the area under it."
@@ -325,7 +325,7 @@ class Curve:
         keep = np.r_[True, moved] | np.r_[moved, True]
         return Curve(self.x[keep], self.y[keep], self.threshold[keep], self.area, self.area_error, self.note)
 
-# %% ../nbs/13b_curves.ipynb #e3876012
+# %% ../nbs/13b_curves.ipynb #50a39217
 _STEP = 2.0**-24  # between neighbouring float32 from 1/2 to 1
 
 
@@ -386,6 +386,7 @@ def _average_precision(
     fp: Int64[np.ndarray, " n"],
 ) -> tuple[float, float, float]:
     "The average precision with the untied voxels of each bin in the worst order, a random one, and the best."
+    tp, fp = tp.astype(float), fp.astype(float)  # products of counts leave 64 bits at 3,000,000,000 voxels
     p, before, above = np.diff(tp), tp[:-1], np.maximum(tp[:-1] + fp[:-1], 1)
     tied, n = tally.value[::-1] >= 0, np.diff(tp + fp)
     whole = p * tp[1:] / (tp[1:] + fp[1:])
@@ -415,7 +416,7 @@ def roc(
     unsure = np.where(tally.value >= 0, 0.0, tally.positive.astype(float) * tally.negative).sum() / 2
     return Curve(*rates, threshold, float(np.trapezoid(rates[1], rates[0])), float(unsure / pairs))
 
-# %% ../nbs/13b_curves.ipynb #4f5b0804
+# %% ../nbs/13b_curves.ipynb #41af3df6
 def brier(
     tally: Tally,
 ) -> float:  # 0 is perfect, 0.25 is saying 0.5 everywhere
@@ -471,7 +472,7 @@ def calibration_error(
     held = table[table.voxels > 0]
     return float(np.average(held.gap.abs(), weights=held.voxels))
 
-# %% ../nbs/13b_curves.ipynb #7e63a9db
+# %% ../nbs/13b_curves.ipynb #09fc22d4
 @dataclass(frozen=True)
 class Threshold:
     "A threshold, and how it was come by."

@@ -71,7 +71,7 @@ def least_p(
     "The lowest p-value that so many patients can give: 2 / 2^n, or what the random draws allow."
     return min(1.0, 2.0 ** (1 - patients)) if patients <= EXACT else 2 / (DRAWS + 1)
 
-# %% ../nbs/14d_differences.ipynb #ab77fdc8
+# %% ../nbs/14d_differences.ipynb #021abc07
 @dataclass(frozen=True)
 class Difference:
     "How much higher the first method scores than the second, on the same patients."
@@ -101,8 +101,11 @@ class Difference:
         spread = (
             "" if np.isnan(self.low) else f", {self.level:.0%} interval {self.low:+.4f} to {self.high:+.4f}"
         )
+        chance = "p < 0.001" if self.p < 0.001 else f"p = {self.p:.3f}"
+        if not self.patients:
+            return f"{self.score}: no patient has a score with both methods"
         return (
-            f"{self.score}: {self.mean:+.4f}{spread}; p = {self.p:.3f}, n = {self.patients} "
+            f"{self.score}: {self.mean:+.4f}{spread}; {chance}, n = {self.patients} "
             f"({self.higher} higher, {self.lower} lower{f', {self.unscored} without a score' if self.unscored else ''})"
         )
 
@@ -122,7 +125,7 @@ def difference(
     told = {"higher": int((d > 0).sum()), "lower": int((d < 0).sum()), "unscored": len(every) - len(d)}
     return Difference(score, mean.mean, mean.low, mean.high, sign_flip(d, seed=seed), len(d), **told)
 
-# %% ../nbs/14d_differences.ipynb #ec904d58
+# %% ../nbs/14d_differences.ipynb #add9a261
 def holm(
     p: Iterable[float],  # p-values; NaN stands for a comparison that could not be made
 ) -> Float64[np.ndarray, " n"]:  # corrected, in the same order

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SIDE_SCORES', 'METHODS', 'SPLITS', 'BASELINE', 'BASELINES', 'MASK_MAKERS', 'PATIENT_SUMMARIES', 'lung_position',
            'is_excellent', 'score_case', 'side_scores', 'summarise', 'pixel_scores', 'prediction_file', 'tally_file',
-           'save_predictions', 'load_predictions', 'Evaluation', 'evaluate', 'known_affine', 'patient_numbers',
-           'weights_of', 'write_evaluation', 'current_run', 'load_evaluation', 'report_tags', 'counted', 'Interval',
-           'patient_interval', 'pick', 'markdown_table']
+           'save_predictions', 'load_predictions', 'Evaluation', 'evaluate', 'known_affine', 'sides_known',
+           'patient_numbers', 'weights_of', 'write_evaluation', 'current_run', 'load_evaluation', 'report_tags',
+           'counted', 'Interval', 'patient_interval', 'pick', 'markdown_table']
 
 # %% ../nbs/14_evaluate.ipynb #dfcae0ca
 import json
@@ -51,7 +51,7 @@ def lung_position(
     share = (np.arange(len(ref)) - lung[0]) / max(lung[-1] - lung[0], 1)
     return share if upwards else 1 - share
 
-# %% ../nbs/14_evaluate.ipynb #2d0a3062
+# %% ../nbs/14_evaluate.ipynb #02cedeb9
 def is_excellent(
     slices: pd.DataFrame,  # one row a slice, as `slice_scores` gives it
 ) -> pd.Series:  # True or False a slice
@@ -77,7 +77,7 @@ def score_case(
     return slices, patient_scores(pred, ref, affine=affine) | surface_scores(pred, ref, affine)
 
 
-SIDE_SCORES = ("dice", "hd95_mm", "msd_mm", "volume_similarity")
+SIDE_SCORES = ("dice", "hd95_mm", "hd95_mean_mm", "msd_mm", "volume_similarity")
 
 
 def side_scores(
@@ -332,7 +332,7 @@ def evaluate(
     tables = pd.concat(slices, ignore_index=True), pd.DataFrame(patients)
     return write_evaluation(Evaluation(*tables, run, Path(store.path), tuple(held)), scored)
 
-# %% ../nbs/14_evaluate.ipynb #37936035
+# %% ../nbs/14_evaluate.ipynb #aa993615
 def _unfinished(run: Path) -> list[Held]:
     "A word on a run that was not trained to its end: its scores are those of a half-trained network."
     about = read_json(run / "run.json") if (run / "run.json").is_file() else {}
@@ -392,6 +392,13 @@ def known_affine(
 ) -> np.ndarray | None:  # indices to mm, LPS
     "The case's affine, or None if its arrays came without a header."
     return case.affine if case.spacing_known else None
+
+
+def sides_known(
+    case: Stored,  # the case as stored
+) -> bool:
+    "Whether its source says which side is the patient's left."
+    return bool(case.spacing_known and case.meta.get("orientation_known", True))
 
 
 def patient_numbers(store: Store) -> dict[str, int]:
@@ -587,7 +594,7 @@ def patient_interval(
     low, high = np.quantile(sums / counts, [(1 - level) / 2, (1 + level) / 2])
     return Interval(mean, float(low), float(high), n, level)
 
-# %% ../nbs/14_evaluate.ipynb #57616118
+# %% ../nbs/14_evaluate.ipynb #db40cdcf
 def pick(
     table: pd.DataFrame,  # rows of one split and method: slices or cases
     which: str,  # "best", "typical" or "worst"
@@ -596,16 +603,17 @@ def pick(
     score: str = "dice",  # what ranks them
     per_patient: int | None = None,  # at most so many rows of one patient
 ) -> pd.DataFrame:  # the first is the most so
-    "The best, most typical or worst rows by a score. Raises `InputError` for another word."
-    ranked = table.dropna(subset=score)
-    order = {
-        "best": -ranked[score],
-        "worst": ranked[score],
-        "typical": (ranked[score] - ranked[score].median()).abs(),
-    }
-    if which not in order:
+    "The best, most typical (within the quartiles) or worst rows by a score. Raises `InputError` for another word."
+    if which not in ("best", "typical", "worst"):
         raise InputError(f"which: expected best, typical or worst, got {which!r}")
-    ranked = ranked.loc[order[which].sort_values(kind="stable").index]
+    ranked = table.dropna(subset=score)
+    if which == "typical":
+        q1, q3 = (ranked[score].quantile(q, interpolation=i) for q, i in ((0.25, "lower"), (0.75, "higher")))
+        ranked = ranked[ranked[score].between(q1, q3)]
+        far = (ranked[score] - table[score].median()).abs()
+    else:
+        far = ranked[score] if which == "worst" else -ranked[score]
+    ranked = ranked.loc[far.sort_values(kind="stable").index]
     return (
         ranked if per_patient is None else ranked.groupby(_unit(ranked), sort=False).head(per_patient)
     ).head(n)

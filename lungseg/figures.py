@@ -8,7 +8,7 @@ __all__ = ['REFERENCE', 'PREDICTION', 'METHOD_COLOUR', 'LUNG_WINDOW', 'SOFT', 'S
            'crop_to_body', 'mark_sides', 'slice_panels', 'picked_panels', 'patient_in_words', 'by_tenths',
            'intensity_counts', 'tissue_in_words', 'intensity_histograms', 'case_panels', 'lung_shares']
 
-# %% ../nbs/15_figures.ipynb #04f0b0a3
+# %% ../nbs/15_figures.ipynb #400f5858
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from .cohort import Store
 from .core import InputError
-from .evaluate import METHODS, SPLITS, Evaluation, counted, known_affine
+from .evaluate import METHODS, SPLITS, Evaluation, counted, known_affine, sides_known
 from .slices import Preparation, scale_hu
 from .watch import SPLIT_COLOUR, draw_history, in_house_style
 
@@ -41,7 +41,7 @@ def training_curves(
     "Loss, Dice, accuracy and learning rate over the epochs, for training and validation."
     return draw_history(history, scores=("loss", "dice", "accuracy"))
 
-# %% ../nbs/15_figures.ipynb #b9e07279
+# %% ../nbs/15_figures.ipynb #c05e4844
 @in_house_style
 def histograms(
     table: pd.DataFrame,  # rows of one method: slices or patients
@@ -69,9 +69,10 @@ def histograms(
 
 
 def _name(score: str) -> str:
-    return {"dice": "Dice", "iou": "IoU"}.get(score, score.replace("_", " "))
+    names = {"dice": "Dice", "iou": "IoU", "lung_share": "share of the reference"}
+    return names.get(score, score.replace("_", " "))
 
-# %% ../nbs/15_figures.ipynb #5d5ce117
+# %% ../nbs/15_figures.ipynb #6c8a7878
 @in_house_style
 def box_plots(
     table: pd.DataFrame,  # slices or patients of one or both methods
@@ -98,9 +99,8 @@ def box_plots(
         ax.set(ylabel=_name(score), xlim=(-0.6, len(groups) - 0.4))
         ax.grid(axis="x", visible=False)
     if zoom:
-        floor = min(
-            v.quantile(0.25) - 2 * (v.quantile(0.75) - v.quantile(0.25)) for v in groups.values() if len(v)
-        )
+        boxes = (v.quantile([0.25, 0.75]) for v in groups.values() if len(v))
+        floor = min((q1 - 2 * (q3 - q1) for q1, q3 in boxes), default=0.0)
         below = sum(int((v < floor).sum()) for v in groups.values())
         axes[0, 1].set(ylim=(floor, 1 + 0.02 * (1 - floor)), title=f"zoomed: {below} points lie below")
     return fig
@@ -155,7 +155,7 @@ def dice_along_lungs(
     axes[0, 0].legend(loc="lower center")
     return fig
 
-# %% ../nbs/15_figures.ipynb #d8cc490e
+# %% ../nbs/15_figures.ipynb #a49c3bb0
 @in_house_style
 def heatmaps(
     slices: pd.DataFrame,  # slices of one method
@@ -174,7 +174,7 @@ def heatmaps(
         picture = ax.imshow(
             grid, origin="lower", aspect="auto", cmap="viridis", interpolation="none", **limits
         )
-        ax.set(title=_name(score), xlabel="patient")
+        ax.set(title=_name(score), xlabel="case")
         ax.set_xticks(range(grid.shape[1]), grid.columns, rotation=90, fontsize=7)
         ax.grid(visible=False)
         fig.colorbar(picture, ax=ax)
@@ -189,7 +189,7 @@ def _height(slices: pd.DataFrame) -> pd.Series:
     last = slices.groupby(["case", "method"]).slice.transform("max")
     return slices.slice.where(~falls, last - slices.slice)
 
-# %% ../nbs/15_figures.ipynb #99d705ef
+# %% ../nbs/15_figures.ipynb #8e9cb4bc
 @in_house_style
 def accuracy_against_dice(
     slices: pd.DataFrame,  # slices of one method
@@ -199,10 +199,10 @@ def accuracy_against_dice(
     fig, ax = plt.subplots(figsize=(5.2, 3.2))
     points = ax.scatter(known.dice, known.accuracy, c=100 * known.lung_share, s=9, cmap="viridis", lw=0)
     ax.set(xlabel="Dice", ylabel="accuracy")
-    fig.colorbar(points, label="lung, % of the slice")
+    fig.colorbar(points, label="reference, % of the slice")
     return fig
 
-# %% ../nbs/15_figures.ipynb #6318ee53
+# %% ../nbs/15_figures.ipynb #b0fc5d76
 LUNG_WINDOW = (-600, 1500)  # level and width in HU
 
 
@@ -215,6 +215,7 @@ class Panel:
     ref: Bool[np.ndarray, "row col"] | None = None  # reference mask
     pred: Bool[np.ndarray, "row col"] | None = None  # predicted mask
     affine: np.ndarray | None = None  # of the volume, indices to mm in LPS; None if unknown
+    sided: bool = True  # the affine tells the patient's left from the right
 
 
 def crop_to_body(ax: Axes, hu: np.ndarray) -> None:
@@ -234,15 +235,19 @@ def crop_to_body(ax: Axes, hu: np.ndarray) -> None:
 def mark_sides(
     ax: Axes,
     affine: np.ndarray | None,  # of the volume, indices to mm in LPS; None if unknown: no marks
+    *,
+    sided: bool = True,  # False: it does not tell left from right, so there are no marks
 ) -> None:
     "Write R and L where they are, and turn the front of the patient up."
     if affine is None:
         return
+    if affine[1, 1] < 0:
+        ax.invert_yaxis()
+    if not sided:
+        return
     left, right = "RL" if affine[0, 2] > 0 else "LR"  # x grows to the patient's left
     for x, ha, letter in ((0.02, "left", left), (0.98, "right", right)):
         ax.text(x, 0.98, letter, ha=ha, va="top", color="white", transform=ax.transAxes)
-    if affine[1, 1] < 0:
-        ax.invert_yaxis()
 
 
 def _draw(ax: Axes, panel: Panel, window: tuple[float, float]) -> None:
@@ -256,7 +261,7 @@ def _draw(ax: Axes, panel: Panel, window: tuple[float, float]) -> None:
         ):  # the prediction is thinner, so that blue shows where the two agree
             ax.contour(mask, levels=[0.5], colors=colour, linewidths=points)
     crop_to_body(ax, panel.hu)
-    mark_sides(ax, panel.affine)
+    mark_sides(ax, panel.affine, sided=panel.sided)
     ax.set_title(panel.title, fontsize=8)
     ax.set_axis_off()
 
@@ -281,7 +286,7 @@ def slice_panels(
         _draw(ax, panel, window)
     return fig
 
-# %% ../nbs/15_figures.ipynb #483599bf
+# %% ../nbs/15_figures.ipynb #9e1eba58
 def picked_panels(
     evaluation: Evaluation,  # where the cases and predictions are
     picked: pd.DataFrame,  # rows of its slice table
@@ -290,21 +295,15 @@ def picked_panels(
     panels = []
     for row in picked.itertuples():
         case, i = evaluation.case(row.case), row.slice
-        score = "no lung" if np.isnan(row.dice) else f"Dice {row.dice:.3f}"
+        score = "nothing there" if np.isnan(row.dice) else f"Dice {row.dice:.3f}"
         pred = evaluation.prediction(row.case, row.method)[i]
-        affine = known_affine(case)
+        ref, title = np.asarray(case.mask[i]), f"{row.case}, slice {i}: {score}"
         panels.append(
-            Panel(
-                np.asarray(case.hu[i]),
-                f"{row.case}, slice {i}: {score}",
-                np.asarray(case.mask[i]),
-                pred,
-                affine,
-            )
+            Panel(np.asarray(case.hu[i]), title, ref, pred, known_affine(case), sided=sides_known(case))
         )
     return panels
 
-# %% ../nbs/15_figures.ipynb #467186a3
+# %% ../nbs/15_figures.ipynb #dd12aad8
 def patient_in_words(
     evaluation: Evaluation,  # where the scores are
     case: str,  # a patient of the part that is judged
@@ -317,9 +316,9 @@ def patient_in_words(
     patient, slices = patients.loc[case], network.slices[network.slices.case == case]
     baseline = evaluation.part(part, "threshold").patients.set_index("case").dice.get(case, np.nan)
     beside = "has none" if np.isnan(baseline) else f"{baseline:.3f}"
-    among = f"the {which} of {counted(len(patients), f'{part} patient')}"
+    among = f"the {which} of {counted(len(patients), f'{part} case')}"
     words = (
-        f"**{case} is {among if len(patients) > 1 else f'the only {part} patient'}: 3-D Dice {patient.dice:.3f} "
+        f"**{case} is {among if len(patients) > 1 else f'the only {part} case'}: 3-D Dice {patient.dice:.3f} "
         f"(threshold baseline {beside}), precision {patient.precision:.3f}, recall {patient.recall:.3f}.** "
         f"Of its {patient.slices} slices {patient.nan_slices} are empty and rightly nothing was predicted, "
         f"in {patient.false_positive_slices} something was invented, and in {patient.missed_slices} all was missed."
@@ -429,7 +428,7 @@ def intensity_histograms(
         axes[0].legend()
     return fig
 
-# %% ../nbs/15_figures.ipynb #e98b11f3
+# %% ../nbs/15_figures.ipynb #37a34805
 def case_panels(
     store: Store,  # the cases
 ) -> list[Panel]:
@@ -440,7 +439,8 @@ def case_panels(
         area = np.zeros(len(case.hu)) if case.mask is None else np.count_nonzero(case.mask, axis=(1, 2))
         i = int(area.argmax()) if area.any() else len(area) // 2
         ref = None if case.mask is None else np.asarray(case.mask[i])
-        panels.append(Panel(np.asarray(case.hu[i]), f"{name}, slice {i}", ref, affine=known_affine(case)))
+        place = {"affine": known_affine(case), "sided": sides_known(case)}
+        panels.append(Panel(np.asarray(case.hu[i]), f"{name}, slice {i}", ref, **place))
     return panels
 
 

@@ -198,7 +198,7 @@ class CombinedLoss(nn.Module):
         "The weights, for printing."
         return f"alpha={self.alpha:g}, boundary={self.boundary:g}"
 
-# %% ../nbs/10_losses.ipynb #e8ec35c4
+# %% ../nbs/10_losses.ipynb #8c889682
 def alpha_at(
     loss: Any,  # the `[loss]` table of a recipe
     epoch: int,  # from 0
@@ -222,10 +222,10 @@ def weights_at(
     epochs: int,  # in all
 ) -> dict[str, float]:  # pixel_weight, overlap_weight, surface_weight; empty if they never change
     "What each part of the loss weighs in an epoch, for the history."
-    if not loss.boundary and (not loss.first_epochs or loss.first_alpha == loss.alpha):
+    first, this, last = ((alpha_at(loss, e), boundary_at(loss, e, epochs)) for e in (0, epoch, epochs - 1))
+    if first == last:
         return {}
-    alpha, boundary = alpha_at(loss, epoch), boundary_at(loss, epoch, epochs)
-    return {"pixel_weight": alpha, "overlap_weight": 1 - alpha, "surface_weight": boundary}
+    return {"pixel_weight": this[0], "overlap_weight": 1 - this[0], "surface_weight": this[1]}
 
 # %% ../nbs/10_losses.ipynb #de172ba2
 def _minus_dice(logits: Tensor, target: Tensor, **options: Any) -> Tensor:

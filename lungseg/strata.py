@@ -7,7 +7,7 @@ __all__ = ['DICE_BANDS', 'EMPTY_BANDS', 'THIRDS', 'SIZES', 'THICKNESS_MM', 'UNKN
            'slice_strata', 'patient_strata', 'read_about', 'by_stratum', 'scanners', 'kept_about', 'all_strata',
            'all_signs', 'all_lesions', 'lesion_scores']
 
-# %% ../nbs/14e_strata.ipynb #56bc8862
+# %% ../nbs/14e_strata.ipynb #0f45177d
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 
 from .core import CohortError, InputError
-from .evaluate import Evaluation, patient_interval, report_tags
+from .cohort import Store
+from .evaluate import Evaluation, patient_interval
 from .failures import SIGNS, failure_signs
 from .isolate import threshold_lungs
 from .lesions import detect, detection_scores, sensitivity_by, size_class
@@ -158,16 +159,18 @@ def by_stratum(
     columns = ["stratum", "of", "patients", "values", "nan", "mean", "low", "high", "min"]
     return pd.DataFrame(rows, columns=columns)
 
-# %% ../nbs/14e_strata.ipynb #f9903436
+# %% ../nbs/14e_strata.ipynb #07c338c6
 def scanners(
-    run: Path,  # of a report, which keeps the tag table beside it
+    folder: Path,  # a case store
 ) -> pd.DataFrame | None:  # case, scanner; None if no header told
-    "Which scanner made each case, if the tags are known."
-    tags, *_ = report_tags(run)
-    if tags is None or "ManufacturerModelName" not in tags:
+    "Which scanner made each case, as far as the headers said."
+    if not folder.is_dir():
         return None
-    model = tags.ManufacturerModelName.replace("", UNKNOWN).fillna(UNKNOWN).astype(str)
-    return pd.DataFrame({"case": model.index, "scanner": model.to_numpy()}).drop_duplicates("case")
+    store = Store(folder)
+    models = {name: store.meta(name).get("ManufacturerModelName") or UNKNOWN for name in store.names}
+    if set(models.values()) <= {UNKNOWN}:
+        return None
+    return pd.DataFrame(models.items(), columns=["case", "scanner"])
 
 
 def kept_about(
@@ -186,7 +189,7 @@ def all_strata(
 ) -> pd.DataFrame:  # `by_stratum` of everything that is known, with `method` and `per`
     "Every stratum of the patients that are judged; groups in which all of them are alike are left out."
     part, rows = evaluation.judged, []
-    scanner, told = scanners(evaluation.run), kept_about(evaluation.run) if about is None else about
+    scanner, told = scanners(evaluation.store), kept_about(evaluation.run) if about is None else about
     for method in evaluation.patients.method.unique():
         own = evaluation.part(part, method)
         patients = patient_strata(patient_strata(own.patients, scanner), told)
@@ -226,7 +229,7 @@ def all_signs(
     order = ["case", "method", *SIGNS]
     return table[order].sort_values("size", ascending=False, kind="stable", ignore_index=True)
 
-# %% ../nbs/14e_strata.ipynb #06dfacd4
+# %% ../nbs/14e_strata.ipynb #2893db9d
 def all_lesions(
     evaluation: Evaluation,  # of tumours
 ) -> tuple[

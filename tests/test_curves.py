@@ -1,5 +1,6 @@
 """Curves from tallies: as exact as every voxel, whatever the probabilities, and never a silent number."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -283,3 +284,10 @@ def test_a_curve_to_draw_keeps_its_ends_and_its_shape(steps):
     assert thin.area == curve.area and len(thin.x) <= 4 * steps + 4
     gaps = np.maximum(*(np.abs(np.subtract.outer(a, b)) for a, b in ((curve.x, thin.x), (curve.y, thin.y))))
     assert gaps.min(axis=1).max() <= 1 / steps
+
+
+def test_areas_of_a_cohort_of_thousands_of_millions_of_voxels_do_not_overflow():
+    "Three thousand million lung voxels that are all surely lung, and as many others that surely are not."
+    one = tally(np.array([1.0, 0.0], np.float32), np.array([True, False]), part="test")
+    many = replace(one, positive=one.positive * 10**10, negative=one.negative * 10**10)
+    assert precision_recall(many).area == roc(many).area == 1.0

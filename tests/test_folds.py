@@ -5,6 +5,7 @@ import shutil
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
+from dataclasses import replace
 from unittest.mock import patch
 
 import numpy as np
@@ -18,7 +19,7 @@ from lungseg.captions import run_figures, save_figures
 from lungseg.cli import app
 from lungseg.cohort import Store
 from lungseg.core import CohortError, InputError, ModelError, pool, read_json
-from lungseg.evaluate import evaluate, load_evaluation
+from lungseg.evaluate import Evaluation, evaluate, load_evaluation
 from lungseg.figures import box_plots, dice_along_lungs, network_against_threshold
 from lungseg.folds import compare, crossvalidate, deal, fold_table, needs_validation
 from lungseg.phantom import draw_phantom
@@ -128,6 +129,15 @@ def test_every_figure_is_drawn_of_out_of_fold_predictions(done, tmp_path):
     assert {"probabilities", "confusion_matrix", "dice_bands", "worst_four"} <= set(drawn)
     paths = save_figures(drawn, tmp_path / "figures", ["png"])
     assert all(p.stat().st_size > 5000 for p in paths if p.suffix == ".png")
+
+
+def test_figures_are_drawn_where_no_slice_is_empty_and_where_nothing_has_a_dice(done):
+    result = load_evaluation(done)
+    filled = replace(result, slices=result.slices[result.slices.ref_voxels > 0])
+    assert "slices_without_reference" not in run_figures(filled)
+    nothing = (table.assign(dice=np.nan) for table in (result.slices, result.patients))
+    drawn = run_figures(Evaluation(*nothing, result.run, result.store))
+    assert "worst_slices" not in drawn and "No test case has a Dice" in drawn["patient_boxes"].caption
 
 
 def test_the_reports_figures_read_out_of_fold_predictions(done):
