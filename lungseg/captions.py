@@ -37,7 +37,7 @@ from .strata import all_strata, dice_bands, empty_bands
 from .unet import count_parameters, draw_unet
 from .watch import in_house_style
 
-# %% ../nbs/15c_captions.ipynb #f69342c3
+# %% ../nbs/15c_captions.ipynb #e55422ad
 def scores_in_words(
     table: pd.DataFrame,  # rows of one split and method: slices or cases
     score: str = "dice",
@@ -154,9 +154,9 @@ def picked_in_words(
     score: str = "dice",
 ) -> str:
     "Which slices these are, with their scores."
-    name = {"dice": "Dice"}.get(score, score)
+    name, digits = {"dice": "Dice"}.get(score, score), ".3f" if score == "dice" else ".6f"
     each = (
-        f"{row.case} slice {row.slice} ({'empty' if row[score] != row[score] else f'{name} {row[score]:.6g}'})"
+        f"{row.case} slice {row.slice} ({'empty' if row[score] != row[score] else f'{name} {row[score]:{digits}}'})"
         for _, row in picked.iterrows()
     )
     return f"{', '.join(each)}."
