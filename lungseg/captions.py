@@ -8,7 +8,7 @@ __all__ = ['FORMATS', 'LATEX', 'scores_in_words', 'training_in_words', 'accuracy
            'augmentation_in_words', 'Plate', 'run_figures', 'empty_examples', 'first_filled', 'chosen_threshold',
            'check_formats', 'save_figures']
 
-# %% ../nbs/15c_captions.ipynb #7bcd7931
+# %% ../nbs/15c_captions.ipynb #0f19e820
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from .agreement import band_bars, bland_altman, confusion_matrix, contact_sheet
 from .agreement import four_pictures, probabilities_in_words, probability_curves
 from .agreement import sorted_scores, strata_dots, volumes_in_words
-from .augment import Augmentation, augment, generator
+from .augment import Augmentation, augment, generator, thickness
 from .cohort import Store, mask_voxels
 from .core import InputError, read_json, writing
 from .differences import difference
@@ -161,7 +161,7 @@ def picked_in_words(
     )
     return f"{', '.join(each)}."
 
-# %% ../nbs/15c_captions.ipynb #e941356a
+# %% ../nbs/15c_captions.ipynb #09104424
 @in_house_style
 def augmentation_gallery(
     store: Store,
@@ -172,16 +172,16 @@ def augmentation_gallery(
 ) -> Figure:
     "The slice of a case whose reference is largest, as it is and as training shows it, with its mask in outline."
     data = SliceDataset(store, [case], recipe.prepare)
-    most = max(range(len(data)), key=lambda i: float(data[i][1].sum()))
-    images, masks = data.batch(np.repeat(most, count + 1))
+    most = np.array([max(range(len(data)), key=lambda i: float(data[i][1].sum()))])
     titles = ["as it is", *(f"shown, {k + 1}" for k in range(count))]
     fig, axes = plt.subplots(-(-(count + 1) // 4), 4, figsize=(9, 2.4 * -(-(count + 1) // 4)), squeeze=False)
     for ax in axes.flat[count + 1 :]:
         ax.set_axis_off()
     for k, (ax, title) in enumerate(zip(axes.flat, titles, strict=False)):
-        x, m = images[k : k + 1], masks[k : k + 1]
+        x, m = data.batch(most)
         if k:
             chance = generator(recipe.seed, "gallery", k)
+            x, m = data.batch(most, thickness(recipe.augment, 1, chance))
             x, m = augment(x, m, recipe.augment, chance, tissue=recipe.prepare.tissue)
         ax.imshow(x[0, x.shape[1] // 2].numpy(), cmap="gray", vmin=-1, vmax=1)
         if m.any():
@@ -209,7 +209,7 @@ def augmentation_in_words(
     varied = [f"{name} {value:g}" for name, value in vars(augmentation).items() if value]
     return f"What varies: {', '.join(varied)}." if varied else "Nothing varies."
 
-# %% ../nbs/15c_captions.ipynb #c1c180c6
+# %% ../nbs/15c_captions.ipynb #33e46987
 @dataclass(frozen=True, eq=False)
 class Plate:
     "A figure with what it says."
@@ -274,7 +274,7 @@ def _of_scores(evaluation: Evaluation) -> dict[str, Plate]:
     own, slices = network.slices, evaluation.slices
     by_network = slices[slices.method == "network"]
     apart = difference(network.patients, evaluation.part(part, "threshold").patients)
-    bands, said = dice_bands(slices), scores_in_words(own)
+    said = scores_in_words(own)
     spread = f"Slice Dice. {said}"
     drawn = {
         "patients": Plate(
@@ -305,11 +305,6 @@ def _of_scores(evaluation: Evaluation) -> dict[str, Plate]:
         "dice_in_order": Plate(
             sorted_scores(by_network), f"{spread} In ascending order.", "Ascending curves, one a part."
         ),
-        "dice_bands": Plate(
-            band_bars(bands),
-            f"Share of slices in each band of Dice. {bands_in_words(bands, part)}",
-            "Stacked horizontal bars, one a part and method.",
-        ),
         "accuracy_against_dice": Plate(
             accuracy_against_dice(own),
             f"Accuracy against Dice, one point a {part} slice, coloured by how much of it the reference fills. {accuracy_in_words(own)}",
@@ -321,12 +316,17 @@ def _of_scores(evaluation: Evaluation) -> dict[str, Plate]:
             "Three heat maps, a column a case and a row a slice.",
         ),
     }
-    if not (empty := empty_bands(slices)).empty:
-        drawn["empty_slices"] = Plate(
-            band_bars(empty),
-            f"Slices without reference by accuracy. {bands_in_words(empty, part)}",
-            "Stacked horizontal bars, one a part and method.",
-        )
+    shares = {
+        "dice_bands": ("Share of slices in each band of Dice.", dice_bands(slices)),
+        "empty_slices": ("Slices without reference by accuracy.", empty_bands(slices)),
+    }
+    for name, (what, bands) in shares.items():
+        if len(bands):
+            caption, alt = (
+                f"{what} {bands_in_words(bands, part)}",
+                "Stacked horizontal bars, one a part and method.",
+            )
+            drawn[name] = Plate(band_bars(bands), caption, alt)
     return drawn
 
 
