@@ -320,7 +320,7 @@ def _kernel_manager() -> Any:
         kernel_name="python3", kernel_spec_manager=specs
     )
 
-# %% ../nbs/17_site.ipynb #30cecc8d
+# %% ../nbs/17_site.ipynb #137dc5cf
 def run_notebook(
     project: Path,
     source: str,  # the notebook, relative to the project
@@ -354,6 +354,7 @@ def run_notebook(
         )
         try:
             client.execute(
+                cleanup_kc=True,  # or the kernel of every notebook lives, and holds its memory, until all are done
                 cwd=str(Path(scratch) / "work"),
                 env=_kernel_environment(project, run, Path(scratch)),
                 stderr=subprocess.DEVNULL,
