@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from lungseg import site as under_test
 from lungseg.core import SiteError, read_json
 from lungseg.site import (
     Site,
@@ -304,6 +305,20 @@ def test_an_interrupt_starts_no_further_notebook(toy, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         execute_pages(read_site(toy), tmp_path, workers=1)
     assert len(started) < 3
+
+
+def test_the_kernel_of_a_notebook_ends_with_it(tmp_path, monkeypatch):
+    "Also of one that fails: seventy kernels that wait for the last notebook hold a machine's memory."
+    project, managers = (
+        write_project(tmp_path / "toy", {"a.ipynb": ["code: 6 * 4"], "b.ipynb": ["code: 1 / 0"]}),
+        [],
+    )
+    make = under_test._kernel_manager
+    monkeypatch.setattr(under_test, "_kernel_manager", lambda: managers.append(make()) or managers[-1])
+    under_test.run_notebook(project, "nbs/a.ipynb")
+    with pytest.raises(SiteError, match="ZeroDivisionError"):
+        under_test.run_notebook(project, "nbs/b.ipynb")
+    assert [m.has_kernel for m in managers] == [False, False]
 
 
 def test_what_lies_beside_a_run_makes_its_pages_anew(tmp_path):
